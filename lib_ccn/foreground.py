@@ -1,0 +1,299 @@
+"""The foreground mask (Cross-ControlNet, ICLR 2026, section 3.3) and its other sources.
+
+The backbone's cross-attention says where a word of the prompt is being drawn; a threshold on that
+map is the mask of the next step. A painted image or the condition's own silhouette can stand in.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .fusion import smooth
+
+# A map whose range is below this part of its largest value says nothing about place.
+_FLAT = 1e-5
+# Silhouettes: longest side worked at, colour distance of a drawn pixel, gap closed (part of the
+# longest side, each way), and the stretch of the picture's edge taken for a cut through an object.
+_WORKING_SIZE = 256
+_DRAWN = 0.1
+_GAP = 0.015
+_CUT = 0.25
+
+
+class Word(Protocol):
+    """A word of the prompt."""
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Where its tokens stand in the text context."""
+
+
+WordT = TypeVar("WordT", bound=Word)
+
+
+class CrossAttentionRecorder:
+    """Mean cross-attention probabilities of a UNet's quarter-resolution layers.
+
+    Every `attn2` is hooked at its `to_q` and `to_k`, whose outputs the host computes anyway;
+    nothing is recorded outside `begin_call` ... `pause`. A layer counts when its image tokens are
+    as many as the grid (ceil(h/4), ceil(w/4)) of the latent has. Memory is one map, one query.
+
+    Calls of one step are averaged. A call whose maps have another shape (other rows, another text
+    length, another latent size) starts the average anew: the latest shape wins.
+    """
+
+    def __init__(self, unet: nn.Module, reduction: int = 4) -> None:
+        self.layers = [
+            module
+            for name, module in unet.named_modules()
+            if name.rpartition(".")[2] == "attn2" and hasattr(module, "to_k")
+        ]
+        self.reduction = reduction
+        self.error: Exception | None = None
+        self._handles: list[RemovableHandle] = []
+        self._grid: tuple[int, int] | None = None
+        self._rows: Tensor | slice = slice(0)
+        self._batch = 0
+        self._pending: tuple[nn.Module, Tensor] | None = None
+        self._sum: Tensor | None = None
+        self._sum_grid = (0, 0)
+        self._count = 0
+
+    def attach(self) -> None:
+        """Register the hooks; nothing happens if they are there."""
+        if self._handles:
+            return
+        for module in self.layers:
+            on_query, on_key = partial(self._on_query, module), partial(self._on_key, module)
+            self._handles.append(module.to_q.register_forward_hook(on_query))
+            self._handles.append(module.to_k.register_forward_hook(on_key))
+
+    def detach(self) -> None:
+        """Remove the hooks and forget everything recorded; may be called at any time."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.pause()
+        self._sum, self._count = None, 0
+
+    def __enter__(self) -> "CrossAttentionRecorder":
+        self.attach()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.detach()
+
+    def begin_call(
+        self, latent_size: tuple[int, int], rows: Tensor | Sequence[int] | slice
+    ) -> None:
+        """Record the coming UNet call at `latent_size` (h, w) for the conditional `rows`."""
+        self._pending, self._rows, self._batch = None, slice(0), 0
+        if isinstance(rows, slice):
+            self._rows = rows
+        elif len(rows):
+            self._rows = torch.as_tensor(rows)
+            self._batch = int(self._rows.max()) + 1
+        self._grid = (-(-latent_size[0] // self.reduction), -(-latent_size[1] // self.reduction))
+
+    def pause(self) -> None:
+        """Record nothing until the next `begin_call`; what was recorded stays."""
+        self._grid = self._pending = None
+
+    def take(self) -> Tensor | None:
+        """Mean probabilities [rows, T, H4, W4] in float32 since the last `take`, or None."""
+        total, count, grid = self._sum, self._count, self._sum_grid
+        self._sum, self._count = None, 0
+        return None if total is None else (total / count).mT.unflatten(-1, grid)
+
+    def _on_query(self, layer: nn.Module, _to_q: nn.Module, _args: Any, query: Any) -> None:
+        grid = self._grid
+        if grid is not None and getattr(query, "ndim", 0) == 3:
+            self._pending = (layer, query) if query.shape[1] == grid[0] * grid[1] else None
+
+    def _on_key(self, layer: nn.Module, _to_k: nn.Module, _args: Any, key: Any) -> None:
+        if self._grid is None or self._pending is None or self._pending[0] is not layer:
+            return
+        query, self._pending = self._pending[1], None
+        try:
+            self._add(layer, query, key)
+        except Exception as error:  # the user's picture goes on; the session reads `.error`
+            self.error = error
+            self.pause()
+
+    @torch.no_grad()
+    def _add(self, layer: Any, query: Tensor, key: Tensor) -> None:
+        if len(query) < self._batch:  # on CUDA a wrong index would be fatal
+            raise IndexError(f"rows up to {self._batch - 1} in a batch of {len(query)}")
+        if isinstance(self._rows, Tensor):
+            self._rows = self._rows.to(query.device)
+        query, key = query[self._rows], key[self._rows]
+        if not len(query):
+            return
+        heads = int(layer.heads)
+        scale = float(getattr(layer, "scale", 0.0) or (query.shape[-1] // heads) ** -0.5)
+        q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for t in (query, key))
+        logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
+        weights = logits.softmax(-1, dtype=torch.float32)
+        maps = weights.unflatten(0, (-1, heads)).mean(1)
+        if self._sum is None or self._sum.shape != maps.shape or self._sum_grid != self._grid:
+            assert self._grid is not None
+            self._sum, self._sum_grid, self._count = torch.zeros_like(maps), self._grid, 0
+        self._sum += maps
+        self._count += 1
+
+
+def word_map(maps: Tensor, positions: Sequence[int]) -> Tensor:
+    """Average `maps` [rows, T, H, W] over a word's token `positions`: [rows, H, W].
+
+    Raises ValueError without positions or with one outside 0..T-1.
+    """
+    tokens = maps.shape[1]
+    if not positions or not all(0 <= p < tokens for p in positions):
+        raise ValueError(f"positions must lie in 0..{tokens - 1}, got {list(positions)}")
+    return maps[:, list(positions)].mean(1)
+
+
+def foreground_mask(word_map: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Threshold a word's map [rows, H, W]: a boolean mask [rows, H, W] and `usable` [rows].
+
+    The map is smoothed with G, zero padded, and scaled to [0, 1] by its own extremes. Foreground
+    is at or above the threshold, so 0 takes all and 1 the maximum alone. A row whose map is
+    constant or not finite is not usable, and its mask is all False.
+    """
+    maps = word_map.float()
+    usable = _informative(maps)
+    maps = smooth(maps)
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    mask = (maps - low) / (high - low) >= threshold
+    return mask & usable[:, None, None], usable
+
+
+def resize_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A mask [rows, H, W] on a layer's tokens: boolean [rows, h * w], row-major.
+
+    A token is foreground when at least half of its area is; a larger grid repeats the pixels.
+    """
+    area = F.adaptive_avg_pool2d(mask[:, None].float(), grid)
+    return (area >= 0.5).flatten(1)
+
+
+def token_grid(latent_size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+    """The grid (h, w) with that many `tokens` after some halvings of the latent, each rounded up.
+
+    None when no number of halvings gives it.
+    """
+    h, w = latent_size
+    while h * w > tokens and h * w > 1:
+        h, w = -(-h // 2), -(-w // 2)
+    return (h, w) if h * w == tokens else None
+
+
+def best_word(
+    maps: Tensor, words: Sequence[WordT], deviation: Tensor
+) -> tuple[WordT, float] | None:
+    """The word whose smoothed map agrees best with the foreground unit's deviation, and how well.
+
+    `maps` [rows, T, H, W]; `deviation` [rows, h, w] is the unit's smoothed deviation map, brought
+    to the maps' size. The score is Pearson's correlation, averaged over rows where both vary; a
+    tie goes to the earlier word. None when no score is positive: such a word marks another place.
+    """
+    height, width = maps.shape[-2:]
+    target = F.adaptive_avg_pool2d(deviation.float()[:, None], (height, width))[:, 0]
+    best: tuple[WordT, float] | None = None
+    for word in words:
+        if not word.positions:
+            continue
+        candidate = word_map(maps.float(), word.positions)
+        usable = _informative(candidate) & _informative(target)
+        score = _correlation(smooth(candidate), target)[usable].mean().item()
+        if score > (0.0 if best is None else best[1]):
+            best = (word, score)
+    return best
+
+
+def silhouette(image: Tensor) -> Tensor:
+    """What a condition image [B, C, H, W] in [0, 1] shows, filled: boolean [B, H, W].
+
+    Drawn is what differs from the background, the median colour of the picture's edge. An outline
+    is filled, gaps of about 3 % of the longer side in it included; open strokes stay strokes. An
+    outline cut off by the edge of the picture is closed along that edge.
+    """
+    edge = torch.cat((image[..., 0], image[..., -1], image[..., 0, :], image[..., -1, :]), -1)
+    background = edge.float().median(-1).values[..., None, None]
+    drawn = ((image.float() - background).abs().amax(1, keepdim=True) > _DRAWN).float()
+    height, width = image.shape[-2:]
+    scale = min(1.0, _WORKING_SIZE / max(height, width))
+    small = F.adaptive_max_pool2d(drawn, (max(1, round(height * scale)), round(width * scale) or 1))
+    reach = max(1, round(_GAP * max(small.shape[-2:])))
+    margin = 2 * reach + 1
+    closed = _grow(F.pad(_close_edge(small), [margin] * 4), reach)
+    filled = 1 - _grow(_flood(closed), reach)[..., margin:-margin, margin:-margin]
+    return F.interpolate(filled, size=(height, width), mode="nearest")[:, 0] > 0.5
+
+
+def image_mask(image: Tensor) -> Tensor:
+    """A painted mask [B, C, H, W] in [0, 1], C = 1..4, as booleans [B, H, W].
+
+    White is foreground (luminance above one half). Where a picture has an alpha channel that is
+    not opaque throughout, alpha decides instead.
+    """
+    image = image.float()
+    channels = image.shape[1]
+    if channels not in (1, 2, 3, 4):
+        raise ValueError(f"image must have 1 to 4 channels, not {channels}")
+    colour = image[:, :3] if channels > 2 else image[:, :1].expand(-1, 3, -1, -1)
+    mask = torch.einsum("bchw,c->bhw", colour, image.new_tensor([0.299, 0.587, 0.114])) > 0.5
+    if channels in (2, 4):
+        alpha = image[:, -1] > 0.5
+        mask = torch.where(alpha.all(-1).all(-1)[:, None, None], mask, alpha)
+    return mask
+
+
+def _informative(maps: Tensor) -> Tensor:
+    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
+    return torch.isfinite(high - low) & (high - low > _FLAT * torch.maximum(high.abs(), low.abs()))
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (t.flatten(1) - t.flatten(1).mean(1, keepdim=True) for t in (a, b))
+    return F.cosine_similarity(a, b, dim=1, eps=1e-30)
+
+
+def _grow(mask: Tensor, reach: int) -> Tensor:
+    return F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
+
+
+def _flood(walls: Tensor) -> Tensor:
+    """Everything that the picture's edge reaches without crossing `walls`."""
+    free = 1 - walls
+    outside = torch.zeros_like(walls)
+    outside[..., 0, :] = outside[..., -1, :] = outside[..., :, 0] = outside[..., :, -1] = 1
+    outside *= free
+    while True:
+        before = outside
+        for _ in range(16):
+            outside = _grow(outside, 1) * free
+        if torch.equal(before, outside):
+            return outside
+
+
+def _close_edge(drawn: Tensor) -> Tensor:
+    """Draw along the picture's edge where it cuts through an object: short runs between strokes."""
+    height, width = drawn.shape[-2:]
+    reach = round(_CUT * max(height, width) / 2)
+    if min(height, width) < 3 or not reach:
+        return drawn
+    across, down = range(width), range(1, height - 1)
+    ys = [0] * width + [*down] + [height - 1] * width + [*reversed(down)]
+    xs = [*across] + [width - 1] * len(down) + [*reversed(across)] + [0] * len(down)
+    ring = F.pad(drawn[:, :, ys, xs], [2 * reach] * 2, mode="circular")
+    window = 2 * reach + 1
+    ring = -F.max_pool1d(-F.max_pool1d(ring[:, 0], window, 1), window, 1)
+    drawn = drawn.clone()
+    drawn[:, 0, ys, xs] = ring
+    return drawn

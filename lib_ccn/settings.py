@@ -1,0 +1,407 @@
+"""Every setting of the method, in one place.
+
+A setting's default, range or choices, label, help and infotext name live on its field of
+`Settings`; the page, the API's schema, infotext and presets are made from `fields()`. Only the
+standard library is imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import difflib
+import hashlib
+import logging
+import re
+import reprlib
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal, cast
+from urllib.parse import unquote
+
+VERSION = 1
+WORD_LIMIT = 200
+UNIT_LIMIT = 99
+IMAGE_LIMIT = 48 * 2**20
+
+log = logging.getLogger(__name__)
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+
+
+class SettingsError(ValueError):
+    """A setting was refused.
+
+    Attributes: `field`, the setting's name; `value`, what was given, unshortened; `allowed`, what
+    would have been accepted, in words. The message names all three, long values shortened.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str, hint: str = "") -> None:
+        self.field, self.value, self.allowed = field, value, allowed
+        try:
+            shown = _short.repr(value)
+        except ValueError:  # Python before 3.14 will not print an integer of over 4300 digits
+            shown = f"<{type(value).__name__}>"
+        super().__init__(f"setting {field} = {shown} is refused{hint}: expected {allowed}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known about one setting; held in the metadata of its field of `Settings`.
+
+    `minimum`, `maximum` and `step` belong to the kinds "number", "integer" and "unit", `choices`
+    to "choice", `maximum` to "text" too (characters).
+    """
+
+    kind: Literal["flag", "number", "integer", "choice", "unit", "text", "image"]
+    default: Any
+    label: str
+    help: str
+    infotext: str
+    minimum: float = 0
+    maximum: float = 0
+    step: float = 1
+    choices: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        """The accepted values, in words."""
+        return {
+            "flag": "true or false",
+            "number": f"a number from {self.minimum} to {self.maximum}",
+            "integer": f"a whole number from {self.minimum} to {self.maximum}",
+            "choice": "one of " + ", ".join(map(repr, self.choices)),
+            "unit": f"'auto' or a unit's number from {self.minimum} to {self.maximum}",
+            "text": f"printable text of at most {self.maximum} characters",
+            "image": "an image as base64, with or without a data: URL prefix, or null",
+        }[self.kind]
+
+    def accept(self, name: str, value: Any) -> Any:
+        """Return `value` in its canonical form, or raise SettingsError under the name `name`.
+
+        A bool is no number and a number no bool. A number may come as an integer, and a whole
+        number as an integral float such as 5.0, because JavaScript knows no difference.
+        """
+        accepted, result = getattr(self, f"_{self.kind}")(value)
+        if not accepted:
+            raise SettingsError(name, value, self.allowed)
+        return result
+
+    def _flag(self, value: Any) -> tuple[bool, Any]:
+        return isinstance(value, bool), value
+
+    def _number(self, value: Any) -> tuple[bool, Any]:
+        if not self._in_range(value):
+            return False, None
+        return True, float(value) + 0.0  # so that -0.0 becomes 0.0
+
+    def _integer(self, value: Any) -> tuple[bool, Any]:
+        if not self._in_range(value) or int(value) != value:
+            return False, None
+        return True, int(value)
+
+    def _in_range(self, value: Any) -> bool:
+        number = not isinstance(value, bool) and isinstance(value, Real)
+        return number and bool(self.minimum <= value <= self.maximum)  # false for NaN
+
+    def _choice(self, value: Any) -> tuple[bool, Any]:
+        if not isinstance(value, str) or value not in self.choices:
+            return False, None
+        return True, self.choices[self.choices.index(value)]
+
+    def _unit(self, value: Any) -> tuple[bool, Any]:
+        if isinstance(value, str) and value == "auto":
+            return True, "auto"
+        return self._integer(value)
+
+    def _text(self, value: Any) -> tuple[bool, Any]:
+        if not isinstance(value, str):
+            return False, None
+        text = " ".join(value.split())
+        # Control characters and lone surrogates cannot be written into a picture's text.
+        printable = not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+        return printable and len(text) <= self.maximum, text
+
+    def _image(self, value: Any) -> tuple[bool, Any]:
+        if value is None:
+            return True, None
+        if not isinstance(value, str) or len(value) > IMAGE_LIMIT:
+            return False, None
+        text = "".join(value.split())
+        try:
+            return len(_image_bytes(text)) > 0, text
+        except ValueError:
+            return False, None
+
+    def to_infotext(self, value: Any) -> str:
+        """Return `value` as text that the WebUI's infotext carries unchanged.
+
+        Text is percent-encoded where the WebUI would quote it, split it (`12x34`), or leave it
+        out because it equals its own key.
+        """
+        if self.kind == "image":
+            # Enough to tell which mask it was; the picture itself would be megabytes.
+            return hashlib.sha256(_image_bytes(value)).hexdigest()[:10]
+        text = str(value)
+        if self.kind == "text":
+            text = re.sub('[%,:"]', lambda m: f"%{ord(m[0]):02X}", text)
+            if re.fullmatch(r"\d+x\d+", text):
+                text = text.replace("x", "%78")
+            if text == self.infotext:
+                text = f"%{ord(text[0]):02X}{text[1:]}"
+        return text
+
+    def from_infotext(self, name: str, value: Any) -> Any:
+        """Return the value that `to_infotext` wrote; raises SettingsError as `accept` does."""
+        read = value
+        if isinstance(value, str):
+            if self.kind == "flag":
+                read = {"true": True, "false": False}.get(value.strip().lower(), value)
+            elif self.kind == "text":
+                read = unquote(value)
+            elif self.kind in ("number", "integer", "unit") and value != "auto":
+                try:
+                    read = float(value)
+                except ValueError:
+                    read = value
+        return self.accept(name, read)
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON schema of this one setting."""
+        bounds = {"minimum": self.minimum, "maximum": self.maximum}
+        types: dict[str, dict[str, Any]] = {
+            "flag": {"type": "boolean"},
+            "number": {"type": "number", **bounds},
+            "integer": {"type": "integer", **bounds},
+            "choice": {"type": "string", "enum": list(self.choices)},
+            "unit": {"anyOf": [{"const": "auto"}, {"type": "integer", **bounds}]},
+            "text": {"type": "string", "maxLength": self.maximum},
+            "image": {"type": ["string", "null"], "contentEncoding": "base64"},
+        }
+        head = {"title": self.label, "description": self.help, "default": self.default}
+        return {**types[self.kind], **head}
+
+
+def _image_bytes(text: str) -> bytes:
+    payload = _DATA_URL.sub("", text, count=1) if text[:5].lower() == "data:" else text
+    return base64.b64decode(payload, validate=True)
+
+
+def _setting(kind: Any, default: Any, label: str, infotext: str, help: str, **more: Any) -> Any:
+    setting = Setting(kind, default, label, help, infotext, **more)
+    return dataclasses.field(default=default, metadata={"setting": setting})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one generation, checked when made; raises SettingsError.
+
+    `mask_source` "image" without a `mask_image` is accepted here, because presets and infotext
+    carry no image; `check_usable` refuses it when a generation begins.
+    """
+
+    enabled: bool = _setting("flag", False, "Enable", "CCN enabled", "Use Cross-ControlNet.")
+    fusion: str = _setting(
+        "choice",
+        "pix+channel",
+        "Fusion mode",
+        "CCN fusion",
+        "How the residuals of the units become one: PixFusion with ChannelFusion on the middle "
+        "residual (the paper's method), PixFusion alone, MaxFusion, the average, or the plain sum "
+        "that the host makes itself.",
+        choices=("pix+channel", "pix", "max", "mean", "sum"),
+    )
+    delta: float = _setting(
+        "number",
+        0.7,
+        "Delta",
+        "CCN delta",
+        "How alike two units must be in one place to be averaged there instead of the stronger "
+        "one winning. 0 averages nearly everywhere; 1 shows a rim around the foreground.",
+        maximum=1,
+        step=0.05,
+    )
+    inject: bool = _setting(
+        "flag",
+        True,
+        "KV-Injection",
+        "CCN injection",
+        "Let the background units look at the foreground unit's keys and values.",
+    )
+    start_step: int = _setting(
+        "integer",
+        5,
+        "Injection start step",
+        "CCN start step",
+        "First sampling step with KV-Injection, counted from 0.",
+        maximum=150,
+    )
+    start_layer: int = _setting(
+        "integer",
+        0,
+        "Injection start layer",
+        "CCN start layer",
+        "First ControlNet attention block with KV-Injection, counted from 0; it stays on up to "
+        "the middle block (SD 1.5: 6, SDXL: 4).",
+        maximum=40,
+    )
+    foreground_unit: int | str = _setting(
+        "unit",
+        "auto",
+        "Foreground unit",
+        "CCN foreground unit",
+        "The ControlNet unit that shows the foreground object, counted from 0; 'auto' takes the "
+        "first eligible one. The others are background.",
+        maximum=UNIT_LIMIT,
+    )
+    foreground_word: str = _setting(
+        "text",
+        "",
+        "Foreground word",
+        "CCN foreground word",
+        "Word or phrase of the prompt that names the foreground object; empty chooses one "
+        "automatically.",
+        maximum=WORD_LIMIT,
+    )
+    mask_source: str = _setting(
+        "choice",
+        "word",
+        "Foreground mask from",
+        "CCN mask source",
+        "Where the foreground is: from the attention to the foreground word, the whole picture, "
+        "a mask image, or the silhouette in the foreground unit's condition image.",
+        choices=("word", "all", "image", "silhouette"),
+    )
+    mask_threshold: float = _setting(
+        "number",
+        0.4,
+        "Mask threshold",
+        "CCN mask threshold",
+        "Attention from which on a place is foreground; 0 is the map's minimum, 1 its maximum.",
+        maximum=1,
+        step=0.05,
+    )
+    mask_image: str | None = _setting(
+        "image",
+        None,
+        "Mask image",
+        "CCN mask image",
+        "White where the foreground is; used when the foreground mask comes from an image.",
+    )
+    show_mask: bool = _setting(
+        "flag", False, "Show mask", "CCN show mask", "Add the foreground mask to the results."
+    )
+    strict: bool = _setting(
+        "flag",
+        False,
+        "Stop on errors",
+        "CCN strict",
+        "Refuse the generation when a setting is wrong or the method fails, instead of making "
+        "the picture as the host would.",
+    )
+
+    def __post_init__(self) -> None:
+        for name, setting in _FIELDS.items():
+            object.__setattr__(self, name, setting.accept(name, getattr(self, name)))
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Settings:
+        """Build settings from plain values, as in JSON; what is missing takes its default.
+
+        "version" may be missing. A newer version than this one loads what is known here and
+        ignores other names with a warning; otherwise an unknown name raises SettingsError, as
+        does any refused value.
+        """
+        if not isinstance(mapping, Mapping):
+            raise SettingsError("settings", mapping, "a mapping of names to values")
+        values = dict(mapping)
+        version = _VERSION.accept("version", values.pop("version", VERSION))
+        unknown = [name for name in values if name not in _FIELDS]
+        if unknown and version > VERSION and all(isinstance(name, str) for name in unknown):
+            log.warning("settings of version %d: ignored %s", version, _short.repr(unknown))
+            values = {name: values[name] for name in values if name in _FIELDS}
+        else:
+            _check_names(values)
+        return cls(**values)
+
+    def to_dict(self, only_changed: bool = False) -> dict[str, Any]:
+        """Return plain values for JSON, with "version"; `only_changed` leaves out defaults."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        if only_changed:
+            values = {k: v for k, v in values.items() if v != _FIELDS[k].default}
+        return {"version": VERSION, **values}
+
+    def replace(self, **changes: Any) -> Settings:
+        """Return a copy with some settings changed; raises SettingsError."""
+        _check_names(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_infotext(self) -> dict[str, str]:
+        """Return infotext names and texts of what is not default; nothing when not enabled.
+
+        `mask_image` is noted as a short hash of its bytes, for the reader only.
+        """
+        if not self.enabled:
+            return {}
+        changed = {k: v for k, v in self.to_dict(only_changed=True).items() if k in _FIELDS}
+        return {_FIELDS[k].infotext: _FIELDS[k].to_infotext(v) for k, v in changed.items()}
+
+    @classmethod
+    def from_infotext(cls, mapping: Mapping[str, Any]) -> Settings:
+        """Build settings from pasted infotext: `to_infotext` backwards, except `mask_image`.
+
+        Other names and None are ignored; what is missing takes its default, so a picture made
+        without the method gives `Settings()`. Raises SettingsError for an unreadable value.
+        """
+        given = {k: (s, mapping.get(s.infotext)) for k, s in _FIELDS.items() if s.kind != "image"}
+        return cls(
+            **{k: s.from_infotext(k, text) for k, (s, text) in given.items() if text is not None}
+        )
+
+    def check_usable(self) -> None:
+        """Raise SettingsError if a mask image is called for and there is none."""
+        needed = self.mask_source == "image" and (self.inject or self.show_mask)
+        if needed and self.mask_image is None:
+            raise SettingsError("mask_image", None, "an image, because mask_source is 'image'")
+
+    def mask_image_bytes(self) -> bytes | None:
+        """Return the decoded file of `mask_image`, such as a PNG's bytes, or None."""
+        return None if self.mask_image is None else _image_bytes(self.mask_image)
+
+
+_FIELDS: dict[str, Setting] = {
+    f.name: cast(Setting, f.metadata["setting"]) for f in dataclasses.fields(Settings)
+}
+_VERSION = Setting("integer", VERSION, "Version", "Version of these settings.", "", 1, 10**6)
+
+
+def fields() -> dict[str, Setting]:
+    """Return every setting by name, in the order of the page."""
+    return dict(_FIELDS)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (2020-12) of what `Settings.from_dict` takes."""
+    properties = {"version": _VERSION.json_schema()}
+    properties.update({name: setting.json_schema() for name, setting in _FIELDS.items()})
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Cross-ControlNet settings",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _check_names(values: Mapping[Any, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(name, str) and name in _FIELDS:
+            continue
+        shown = name if isinstance(name, str) and len(name) <= 60 else _short.repr(name)
+        near = difflib.get_close_matches(shown.lower(), _FIELDS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise SettingsError(shown, value, "a setting named " + ", ".join(_FIELDS), hint)

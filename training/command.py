@@ -1,0 +1,61 @@
+"""The trainer's arguments, and its data-parallel processes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from training.loop import wait
+from training.stages import STAGES, Workshop
+
+
+def main() -> None:
+    """Run the named stages in order; a stage with a checkpoint goes on from there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description="Train the demo model from scratch."
+    )
+    parser.add_argument("stages", nargs="*", help=f"which of {', '.join(STAGES)} (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="autocast (a third faster here)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="data-parallel processes of one thread each (on a busy CPU better than threads)",
+    )
+    parser.add_argument("--port", type=int, default=29471, help="where the processes meet")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply every stage's steps")
+    parser.add_argument("--pool", type=int, default=16384, help="scenes kept at a time")
+    arguments = parser.parse_args()
+    for stage in arguments.stages:
+        if stage not in STAGES:
+            parser.error(f"stage: {stage!r} is not one of {', '.join(STAGES)}")
+    if arguments.processes == 1:
+        work(0, arguments)
+    else:
+        mp.spawn(work, args=(arguments,), nprocs=arguments.processes)
+
+
+def work(index: int, arguments: argparse.Namespace) -> None:
+    """One process of the run."""
+    if arguments.processes > 1:
+        torch.set_num_threads(1)
+        meeting = f"tcp://127.0.0.1:{arguments.port}"
+        dist.init_process_group("gloo", meeting, rank=index, world_size=arguments.processes)
+    workshop = Workshop(
+        arguments.out,
+        arguments.device,
+        arguments.bfloat16,
+        arguments.seed,
+        arguments.scale,
+        arguments.pool,
+    )
+    for stage in arguments.stages or STAGES:
+        workshop.run(stage)
+        wait()
