@@ -7,11 +7,12 @@ The 13 residual shapes are those of Stable Diffusion 1.5 at 512x512 with both gu
 
 from __future__ import annotations
 
-import argparse
 import functools
+from typing import Any
 
 import torch
 
+from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
 from lib_ccn.fusion import MODES, fuse_residuals
 
@@ -39,7 +40,7 @@ def sample_units(count: int, device: str, dtype: torch.dtype) -> list[list[torch
     ]
 
 
-def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, object]:
+def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Time every mode for 2 and 3 units.
 
     Returns {"machine", "dtype", "units": {N: {mode: {"ms", "ratio"}}}}: medians of interleaved
@@ -54,21 +55,14 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dic
     return {"machine": machine(device), "dtype": dtype, "units": units}
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="Cost of fusion, as a ratio to the plain sum")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), float16, ...")
-    arguments = parser.parse_args()
-    result = run(arguments.quick, arguments.device, arguments.dtype)
-    print(f"{result['machine']}, {result['dtype']}, 13 residuals of SD 1.5 at 512x512, batch 2")
-    print("| units | mode | ms | ratio to sum |\n|---|---|---|---|")
-    assert isinstance(result["units"], dict)
+def markdown(result: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    lines = ["| units | mode | ms | ratio to sum |", "|---|---|---|---|"]
     for count, modes in result["units"].items():
         for mode, row in modes.items():
-            print(f"| {count} | {mode} | {row['ms']:.1f} | {row['ratio']:.1f} |")
+            lines.append(f"| {count} | {mode} | {row['ms']:.1f} | {row['ratio']:.1f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    main(run, markdown, __doc__)

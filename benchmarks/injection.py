@@ -8,14 +8,15 @@ tensors; and the hooks, to one plain call of diffusers' `Attention`, projections
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
 from lib_ccn.attention import (
     capture_keys_values,
@@ -67,7 +68,7 @@ def _injected(unit: nn.Module, x: Tensor, mask: Tensor) -> Callable[[], Tensor]:
 
 
 @torch.no_grad()
-def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, object]:
+def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Time every token count and foreground fraction.
 
     Returns {"machine", "dtype", "tokens": {N: {"attention" or "block": {name: {"ms", "ratio"}}}}}
@@ -102,22 +103,15 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dic
     return {"machine": machine(device), "dtype": dtype, "tokens": tokens}
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="Cost of KV-Injection, as a ratio to plain")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, up to 1024 tokens")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), float16, ...")
-    arguments = parser.parse_args()
-    result = run(arguments.quick, arguments.device, arguments.dtype)
-    print(f"{result['machine']}, {result['dtype']}, batch {BATCH}, {HEADS} heads")
-    print("| tokens | of | what | ms | ratio to plain |\n|---|---|---|---|---|")
-    assert isinstance(result["tokens"], dict)
+def markdown(result: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    lines = ["| tokens | of | what | ms | ratio to plain |", "|---|---|---|---|---|"]
     for count, tables in result["tokens"].items():
         for of, rows in tables.items():
             for name, row in rows.items():
-                print(f"| {count} | {of} | {name} | {row['ms']:.2f} | {row['ratio']:.2f} |")
+                lines.append(f"| {count} | {of} | {name} | {row['ms']:.2f} | {row['ratio']:.2f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    main(run, markdown, __doc__)

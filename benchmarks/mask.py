@@ -8,12 +8,13 @@ with both guidance halves; recorded is the conditional one.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
 from lib_ccn.foreground import CrossAttentionRecorder, best_word, foreground_mask, word_map
 
@@ -44,7 +45,7 @@ def _pair(
 
 
 @torch.no_grad()
-def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, object]:
+def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Time both, and the mask made from the maps once a step.
 
     Returns {"machine", "dtype", "block", "cross-attention", "mask"}: of the first two
@@ -85,22 +86,14 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dic
     }
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="Cost of mask capture, as a ratio to the layers")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), float16, ...")
-    arguments = parser.parse_args()
-    result = run(arguments.quick, arguments.device, arguments.dtype)
-    print(f"{result['machine']}, {result['dtype']}, {TOKENS} tokens, {CHANNELS} channels, batch 2")
-    print("| of | what | ms | ratio |\n|---|---|---|---|")
+def markdown(result: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    lines = ["| of | what | ms | ratio |", "|---|---|---|---|"]
     for of in ("block", "cross-attention", "mask"):
-        rows = result[of]
-        assert isinstance(rows, dict)
-        for name, row in rows.items():
-            print(f"| {of} | {name} | {row['ms']:.3f} | {row['ratio']:.3f} |")
+        for name, row in result[of].items():
+            lines.append(f"| {of} | {name} | {row['ms']:.3f} | {row['ratio']:.3f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    main(run, markdown, __doc__)

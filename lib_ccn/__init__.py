@@ -1,0 +1,1 @@
+"""Cross-ControlNet: training-free fusion of several ControlNets."""

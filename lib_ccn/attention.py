@@ -33,7 +33,10 @@ class SelfAttention(NamedTuple):
 
 
 class RowGroup(NamedTuple):
-    """Batch rows that share one mask (None: all of them) and the tokens on its two sides."""
+    """Batch rows that share one mask (`rows` None: all of them) and the tokens on its two sides.
+
+    Rows without a usable mask are a group of their own, with no tokens on either side.
+    """
 
     rows: Tensor | None
     foreground: Tensor
@@ -48,14 +51,24 @@ class InjectionTally:
     unchanged: int = 0
 
 
-def row_groups(foreground: Tensor, device: torch.device) -> list[RowGroup]:
-    """Group the batch of a boolean mask [B, N] by identical rows; indices land on `device`."""
-    masks, which = torch.unique(foreground.detach().cpu(), dim=0, return_inverse=True)
+def row_groups(
+    foreground: Tensor, device: torch.device, usable: Tensor | None = None
+) -> list[RowGroup]:
+    """Group the batch of a boolean mask [B, N] by identical rows; indices land on `device`.
+
+    `usable` [B] marks the rows whose mask counts (None: all).
+    """
+    batch = torch.arange(len(foreground))
+    kept = batch if usable is None else batch[usable.cpu()]
+    masks, which = torch.unique(foreground.detach().cpu()[kept], dim=0, return_inverse=True)
+    nothing = batch[:0].to(device)
     groups = []
     for index, mask in enumerate(masks):
-        rows = None if len(masks) == 1 else (which == index).nonzero()[:, 0].to(device)
+        rows = kept[which == index]
         fg, bg = (side.nonzero()[:, 0].to(device) for side in (mask, ~mask))
-        groups.append(RowGroup(rows, fg, bg))
+        groups.append(RowGroup(None if len(rows) == len(batch) else rows.to(device), fg, bg))
+    if len(kept) < len(batch):
+        groups.append(RowGroup(batch[~torch.isin(batch, kept)].to(device), nothing, nothing))
     return groups
 
 
@@ -144,6 +157,7 @@ def inject_keys_values(
     store: KeyValueStore,
     foreground_for: ForegroundFor,
     start_layer: int = 0,
+    usable: Tensor | None = None,
 ) -> Iterator[InjectionTally]:
     """Evaluate equation 9 in each layer from `start_layer` on while a background unit runs.
 
@@ -151,7 +165,8 @@ def inject_keys_values(
     by K1[Mf] and V1[Mf], and once for the others, K1[Mb] and V1[Mb] appended. No attention mask
     is involved, so every attention function of every host will do. A layer runs unchanged where
     nothing was captured, the captured shape is not its own, `foreground_for` gives None, or the
-    call is no plain self-attention. On exit every module is as it was, exceptions included.
+    call is no plain self-attention; so do the batch rows that `usable` [B] leaves out. On exit
+    every module is as it was, exceptions included.
 
     Raises TypeError or ValueError if `foreground_for` gives a tensor of another dtype or shape.
     """
@@ -164,7 +179,7 @@ def inject_keys_values(
             mask = foreground_for(shape[1], shape[0])
             if mask is not None:
                 _check("foreground_for()", mask, torch.bool, shape)
-            groups[shape] = [] if mask is None else row_groups(mask, x.device)
+            groups[shape] = [] if mask is None else row_groups(mask, x.device, usable)
         return groups[shape]
 
     with ExitStack() as undo:
@@ -224,6 +239,11 @@ class _RegionForward:
         out = None
         for rows, fg, bg in self.groups_for(x):
             own, *captured = (_take_rows(t, rows) for t in (x, *self.captured))
+            if not fg.numel() and not bg.numel():
+                part = self._host_forward(own, *args[1:], **kwargs)
+                out = part.new_empty(*x.shape[:2], part.shape[-1]) if out is None else out
+                out[slice(None) if rows is None else rows] = part
+                continue
             for tokens, replace in ((fg, True), (bg, False)):
                 if not tokens.numel():
                     continue

@@ -64,6 +64,11 @@ class CrossAttentionRecorder:
         self._sum_grid = (0, 0)
         self._count = 0
 
+    @property
+    def recording(self) -> bool:
+        """Whether a UNet call would be recorded now."""
+        return self._grid is not None and bool(self._handles)
+
     def attach(self) -> None:
         """Register the hooks; nothing happens if they are there."""
         if self._handles:

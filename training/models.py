@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from lib_ccn.playground.scenes import COLOURS, REGION_PHRASES, SHAPES
 
 TEXT_WIDTH = 96
+_SMALL_WORDS = "a an the over in front of and with on under behind only near , ."
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 NOISE_SCHEDULE = {
@@ -54,7 +55,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         {w for pair in REGION_PHRASES.values() for phrase in pair for w in phrase.split()}
         | set(COLOURS)
         | set(SHAPES)
-        | set("a an the over in front of and with on under behind only near , .".split())
+        | {*_SMALL_WORDS.split()}
     )
     tokenizer.train_from_iterator(itertools.repeat(" ".join(words), 20), trainer)
     learned = json.loads(tokenizer.to_str())["model"]

@@ -1,9 +1,10 @@
-"""The five stages: autoencoder, base model, one ControlNet for both conditions, then each its own."""
+"""Five stages: autoencoder, base model, a ControlNet for both conditions, then each its own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,8 +60,8 @@ class Workshop:
     def run(self, stage: str) -> None:
         """Run one stage of `STAGES`; what it needs must be finished."""
         torch.manual_seed(self.seed + STAGES.index(stage))
-        schedule = SCHEDULES[stage]
-        schedule.steps = max(1, round(schedule.steps * self.scale))
+        planned = SCHEDULES[stage]
+        schedule = replace(planned, steps=max(1, round(planned.steps * self.scale)))
         history = getattr(self, f"_{stage.replace('-', '_')}")(schedule)
         if rank() == 0:
             report = {"steps": schedule.steps, "batch": schedule.batch, "loss": history}

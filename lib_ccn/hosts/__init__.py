@@ -1,0 +1,1 @@
+"""One module per host family; nothing else imports a host."""

@@ -181,7 +181,7 @@ def _value_noise(count: int, rows: int, columns: int, generator: torch.Generator
 
 def _paint_landscape(regions: Tensor, generator: torch.Generator) -> Tensor:
     count = regions.shape[0]
-    x, y = _grid()
+    _, y = _grid()
     tint = _uniform(generator, -0.04, 0.04, count, len(REGION_NAMES), 1)
     base = torch.tensor(list(REGIONS.values()))[None] + tint  # [B, regions, 3]
     picture = base[torch.arange(count)[:, None, None], regions].movedim(-1, 1)

@@ -1,0 +1,1 @@
+"""What the method costs: `python -m benchmarks --help`."""

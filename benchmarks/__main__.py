@@ -1,0 +1,52 @@
+"""All benchmarks, or the named ones: `python3 run.py bench [fusion ...] [--quick] [--write]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+
+TITLES = {
+    "fusion": "Fusion of the 13 residuals of SD 1.5 at 512x512, batch 2, to the plain sum",
+    "injection": "KV-Injection, to one plain self-attention",
+    "mask": "Reading the mask, to the layers that are listened to",
+    "step": "A whole denoising step with two ControlNets, to the same step with the plain sum",
+}
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEAD = """# What the method costs
+
+Medians of interleaved runs; a ratio is the median over rounds of a variant's time to the plain
+one's of the same round. Made by `python3 run.py bench --write`.
+"""
+
+
+def main() -> None:
+    """Run the benchmarks and print, or write, their tables."""
+    parser = argparse.ArgumentParser(prog="python3 run.py bench", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(TITLES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), float16, ...")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in TITLES:
+            parser.error(f"names: {name!r} is not one of {', '.join(TITLES)}")
+    parts = [HEAD]
+    for name in arguments.names or TITLES:
+        began = time.monotonic()
+        module = importlib.import_module(f"benchmarks.{name}")
+        result = module.run(arguments.quick, arguments.device, arguments.dtype)
+        parts.append(
+            f"## {TITLES[name]}\n\n{result['machine']}, {result['dtype']}.\n\n"
+            f"{module.markdown(result)}\n"
+        )
+        print(parts[-1], f"\n({time.monotonic() - began:.0f} s)\n", flush=True)
+    if arguments.write:
+        RESULTS.write_text("\n".join(parts), "utf-8")
+        print(RESULTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The word's mask over a generation: which word, and what the UNet's attention says of it.
+
+`foreground.py` has the formulas; here they meet the prompts of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .foreground import CrossAttentionRecorder, best_word, foreground_mask, word_map
+from .fusion import smoothed_deviation
+from .prompt import TokenizedPrompt, Word, clean_word, find_word, why_missing, words
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class WordMask:
+    """Turns recorded cross-attention into a mask per picture.
+
+    Args:
+        settings: `foreground_word` ("" chooses one), `mask_threshold`, `start_step`.
+        unet: the backbone.
+        prompts: one per picture, or one for all, or none where the host does not know them.
+        encode: token ids of a text, without special tokens.
+        note: takes a sentence for the user.
+
+    Attributes:
+        chosen: for each prompt's index the word in use, None where there is none.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        unet: nn.Module,
+        prompts: Sequence[TokenizedPrompt],
+        encode: Callable[[str], list[int]] | None,
+        note: Callable[[str], None],
+    ) -> None:
+        self.settings = settings
+        self.recorder = CrossAttentionRecorder(unet)
+        self.prompts = list(prompts)
+        self.encode = encode
+        self.note = note
+        self.chosen: dict[int, str | None] = {}
+        self._words: dict[int, Word | None] = {}
+        self._grid: tuple[int, int] | None = None
+        self._deviation: Tensor | None = None
+        if not self.prompts:
+            note("the prompt is not known, so no word can be looked for")
+
+    @property
+    def error(self) -> Exception | None:
+        """What went wrong inside a hook of the UNet, if anything did."""
+        return self.recorder.error
+
+    def attach(self) -> None:
+        """Hook the UNet's cross-attention."""
+        if self.prompts:
+            self.recorder.attach()
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        self.recorder.detach()
+        self._deviation = None
+
+    def pause(self) -> None:
+        """Read nothing until the next `begin_call`."""
+        self.recorder.pause()
+
+    def begin_call(self, latent_size: tuple[int, int], rows: Sequence[int]) -> None:
+        """Read the coming UNet call for the conditional `rows`; with no rows, read nothing."""
+        reduction = self.recorder.reduction
+        self._grid = (-(-latent_size[0] // reduction), -(-latent_size[1] // reduction))
+        if rows:
+            self.recorder.begin_call(latent_size, rows)
+        else:
+            self.recorder.pause()
+
+    def observe(self, residuals: Sequence[Tensor], pictures: Sequence[int]) -> None:
+        """Note where the foreground unit has something to say, for the automatic word.
+
+        Its deviation at the maps' own resolution, averaged over the batch rows of each picture.
+        """
+        if self.settings.foreground_word or not self._undecided or not self.recorder.recording:
+            return
+        fitting = [r for r in residuals[:-1] if r.ndim == 4 and r.shape[-2:] == self._grid]
+        if not fitting or len(fitting[-1]) != len(pictures):
+            return
+        deviation = smoothed_deviation(fitting[-1])
+        owner = torch.tensor(list(pictures), device=deviation.device)
+        self._deviation = torch.stack(
+            [deviation[owner == picture].mean(0) for picture in sorted(set(pictures))]
+        )
+
+    def next_mask(self, step: int) -> tuple[Tensor, Tensor] | None:
+        """The mask for `step` from what the step before recorded.
+
+        Returns:
+            Booleans on the CPU: the mask [pictures, H, W], and `usable` [pictures]. None when
+            nothing was recorded, as before the first step is done.
+        """
+        maps = self.recorder.take()
+        if maps is None:
+            return None
+        final = step >= self.settings.start_step
+        usable = torch.zeros(len(maps), dtype=torch.bool)
+        mask = torch.zeros(len(maps), *maps.shape[-2:], dtype=torch.bool)
+        for index in range(len(self.prompts)):
+            rows = slice(None) if len(self.prompts) == 1 else slice(index, index + 1)
+            if not len(maps[rows]):
+                continue
+            word = self._word(index, rows, maps, final)
+            if word is None:
+                continue
+            found, good = foreground_mask(
+                word_map(maps[rows], word.positions), self.settings.mask_threshold
+            )
+            mask[rows], usable[rows] = found.cpu(), good.cpu()
+        return mask, usable
+
+    @property
+    def _undecided(self) -> bool:
+        return len(self._words) < len(self.prompts)
+
+    def _word(self, index: int, rows: slice, maps: Tensor, final: bool) -> Word | None:
+        """The foreground word of a prompt; an automatic one is settled when injection begins."""
+        if index in self._words:
+            return self._words[index]
+        prompt = self.prompts[index]
+        word = (
+            self._named(prompt)
+            if self.settings.foreground_word
+            else self._automatic(prompt, rows, maps, final)
+        )
+        if final or self.settings.foreground_word:
+            self._words[index] = word
+        self.chosen[index] = None if word is None else word.text
+        return word
+
+    def _named(self, prompt: TokenizedPrompt) -> Word | None:
+        text = clean_word(self.settings.foreground_word)
+        if self.encode is None:
+            self.note("the prompt's tokenizer is not known, so no word can be looked for")
+            return None
+        ids = self.encode(text)
+        positions = find_word(prompt, ids)
+        if not positions:
+            self.note(why_missing(prompt, text, ids))
+            return None
+        return Word(text, tuple(positions))
+
+    def _automatic(
+        self, prompt: TokenizedPrompt, rows: slice, maps: Tensor, final: bool
+    ) -> Word | None:
+        candidates = words(prompt)
+        best = None
+        if candidates and self._deviation is not None:
+            best = best_word(maps[rows], candidates, self._deviation[rows])
+        if best is None:
+            if final:
+                self.note("no word of the prompt agrees with the foreground unit: no mask")
+            return None
+        if final:
+            log.info(
+                "Cross-ControlNet chose the foreground word '%s' (agreement %.2f)",
+                best[0].text,
+                best[1],
+            )
+        return best[0]

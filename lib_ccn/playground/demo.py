@@ -1,0 +1,229 @@
+"""The demo: the same noise and conditions under every rule of fusion, as one figure."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from ..hosts.diffusers import cross_controlnet
+from ..settings import Settings, SettingsError
+from .demo_model import ModelError, generate, load_pipeline, native_size
+from .examples import Example, bundled_examples
+from .figure import Column, Row, draw_figure, overlay, to_image
+from .metrics import object_iou
+from .options import Options
+
+HEADS = {
+    "foreground": Column("Foreground", "condition", "Conditions"),
+    "background": Column("Background", "condition", "Conditions"),
+    "sum": Column("Plain sum", "as usual", "Baselines"),
+    "mean": Column("Mean", "of the units", "Baselines"),
+    "max": Column("MaxFusion", "output rule", "Baselines"),
+    "pix": Column("PixFusion", "per pixel", "Cross-ControlNet"),
+    "pix+channel": Column("+ ChannelFusion", "middle residual", "Cross-ControlNet"),
+    "full": Column("+ KV-Injection", "full method", "Cross-ControlNet"),
+    "mask": Column("Mask", "at the last step", "Cross-ControlNet"),
+}
+CONDITIONS = ("foreground", "background")
+
+
+class DemoError(Exception):
+    """The demo cannot be made; the message says why."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way of fusing, for every example: pictures [B, 3, H, W], masks (None where none is)."""
+
+    pictures: Tensor
+    masks: list[Tensor | None]
+    summary: str
+
+
+def run(options: Options) -> int:
+    """Make the figure; returns the exit status."""
+    began = time.monotonic()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        pipe = load_pipeline(options.model, options.controlnets, options.device)
+        side = native_size(pipe)
+        examples = _examples(options, options.size or (side, side))
+        results = _generate_all(pipe, examples, options)
+        figure = _figure(examples, results, options)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.save(options.out)
+    except (ModelError, SettingsError, DemoError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    settings = options.settings
+    if settings.inject and "full" in results:
+        print(
+            f"KV-Injection from step {settings.start_step} of {options.steps} "
+            "(the paper: 5 of 50); full method: " + results["full"].summary
+        )
+    print(f"{options.out}  ({time.monotonic() - began:.0f} s)")
+    return 0
+
+
+def _examples(options: Options, size: tuple[int, int]) -> list[Example]:
+    if options.prompt is None or options.foreground is None or options.background is None:
+        return [_scaled(example, size) for example in bundled_examples(options.seed)]
+    foreground, background = (
+        _read_image(path, size) for path in (options.foreground, options.background)
+    )
+    return [Example(options.prompt, "", foreground, background, options.seed)]
+
+
+def _scaled(example: Example, size: tuple[int, int]) -> Example:
+    """The example at another size; there is no mask to measure with there."""
+    if example.foreground.shape[-2:] == (size[1], size[0]):
+        return example
+    foreground, background = (
+        F.interpolate(image[None], size=(size[1], size[0]), mode="bilinear", antialias=True)[0]
+        for image in (example.foreground, example.background)
+    )
+    return Example(example.prompt, example.word, foreground, background, example.seed)
+
+
+def _read_image(path: Any, size: tuple[int, int]) -> Tensor:
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DemoError(f"{path} is no image that can be read: {error}") from error
+    fitted = ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(fitted)).movedim(-1, 0).float() / 255
+
+
+def _generate_all(pipe: Any, examples: Sequence[Example], options: Options) -> dict[str, Result]:
+    """What each wanted column needs, by its name; the mask comes with the full method."""
+    wanted = [name for name in HEADS if name in options.columns and name not in CONDITIONS]
+    if "mask" in wanted:
+        wanted = [*(name for name in wanted if name not in ("full", "mask")), "full"]
+    results: dict[str, Result] = {}
+    total = len(wanted) * len(examples) * options.steps
+    with tqdm(total=total, unit="step", disable=None) as bar:
+        for name in wanted:
+            bar.set_description(HEADS[name].title)
+            results[name] = _fused(pipe, examples, _settings(name, options), options, bar.update)
+    return results
+
+
+def _settings(name: str, options: Options) -> Settings:
+    if name == "full":
+        return options.settings.replace(show_mask=True)
+    return options.settings.replace(fusion=name, inject=False, show_mask=False)
+
+
+def _fused(
+    pipe: Any,
+    examples: Sequence[Example],
+    settings: Settings,
+    options: Options,
+    on_step: Callable[[int], Any],
+) -> Result:
+    """Every example under `settings`: in one batch, or one per word where the word matters."""
+    own_words = settings.show_mask and not settings.foreground_word
+    numbered = sorted(enumerate(examples), key=lambda e: e[1].word if own_words else "")
+    pictures: dict[int, Tensor] = {}
+    masks: dict[int, Tensor | None] = {}
+    summaries: list[str] = []
+    for word, members in groupby(numbered, key=lambda e: e[1].word if own_words else ""):
+        numbers, group = zip(*members, strict=True)
+        chosen = settings.replace(foreground_word=word) if word else settings
+        conditions = [
+            torch.stack([getattr(example, name) for example in group]) for name in CONDITIONS
+        ]
+        with cross_controlnet(pipe, chosen) as control:
+            made = generate(
+                pipe,
+                [example.prompt for example in group],
+                [example.seed for example in group],
+                conditions,
+                steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                negative_prompt=options.negative_prompt,
+                on_step=on_step,
+            )
+        session = control.session
+        if session is None or session.error is not None:
+            cause = session.error if session is not None else "the pipeline made no generation"
+            raise DemoError(f"the method failed and the units were summed: {cause}")
+        mask = session.mask
+        for n, number in enumerate(numbers):
+            pictures[number] = made[n]
+            masks[number] = None if mask is None else mask[n if len(mask) > 1 else 0]
+        summaries.append(control.summary())
+    order = range(len(examples))
+    return Result(
+        torch.stack([pictures[n] for n in order]),
+        [masks[n] for n in order],
+        summaries[0] if len(set(summaries)) == 1 else f"{summaries[0]} (and so on)",
+    )
+
+
+def _figure(
+    examples: Sequence[Example], results: dict[str, Result], options: Options
+) -> Image.Image:
+    settings = options.settings
+    measured = all(example.object_mask is not None for example in examples)
+    rows = []
+    for number, example in enumerate(examples):
+        pictures, notes = [], []
+        for name in options.columns:
+            note = ""
+            if name in CONDITIONS:
+                shown = to_image(getattr(example, name))
+            elif name == "mask":
+                full = results["full"]
+                shown = overlay(to_image(full.pictures[number]), full.masks[number])
+                note = "none" if full.masks[number] is None else ""
+            else:
+                picture = results[name].pictures[number]
+                shown = to_image(picture)
+                if example.object_mask is not None:
+                    note = f"{float(object_iou(picture[None], example.object_mask[None])):.2f}"
+            pictures.append(shown)
+            notes.append(note)
+        word = settings.foreground_word or example.word
+        rows.append(Row(example.prompt, f"foreground: {word}" if word else "", pictures, notes))
+    return draw_figure(
+        [_head(name, settings) for name in options.columns],
+        rows,
+        _footer(options, measured),
+        cell=192 if rows[0].pictures[0].width < 128 else 256,
+    )
+
+
+def _head(name: str, settings: Settings) -> Column:
+    if name == "full" and (settings.fusion != "pix+channel" or not settings.inject):
+        injection = "injection" if settings.inject else "no injection"
+        return Column("Your settings", f"{settings.fusion}, {injection}", "Cross-ControlNet")
+    return HEADS[name]
+
+
+def _footer(options: Options, measured: bool) -> str:
+    settings = options.settings
+    source = "" if settings.mask_source == "word" else f" ({settings.mask_source} mask)"
+    parts = [
+        f"UniPC, {options.steps} steps, guidance {options.guidance_scale:g}, seed {options.seed}",
+        f"delta {settings.delta:g}",
+    ]
+    if settings.inject:
+        parts.append(f"KV-Injection{source} from step {settings.start_step}")
+    text = "; ".join(parts) + "."
+    if measured:
+        text += " Below each picture: IoU of its object with the outline's."
+    return text

@@ -1,0 +1,269 @@
+"""The demo's options; those of the method are made from `lib_ccn.settings`."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..settings import Setting, Settings, SettingsError, fields
+
+# The demo is about the method and shows its mask in a column, so these have nothing to say in it.
+_WITHOUT_OPTION = ("enabled", "show_mask", "strict")
+COLUMNS = ("foreground", "background", "sum", "mean", "max", "pix", "pix+channel", "full", "mask")
+BUNDLED_GUIDANCE, GUIDANCE = 3.0, 7.5
+
+DESCRIPTION = """\
+Make pictures from two conditions that contradict each other, a foreground object's and a
+background's, with the plain sum of the two ControlNets, with the rules of the literature, and
+with Cross-ControlNet; and write them side by side as one figure.
+
+Without options: six bundled examples with the bundled demo model, a miniature Stable Diffusion
+for drawn pictures of 64x64. It makes what it was trained on: "a red star over a green field"
+with the shapes star, ring, cross, heart, triangle, the colours red, yellow, green, cyan, blue,
+pink, and the regions sky, hills, field, sand, water."""
+EPILOG = """\
+examples:
+  python -m lib_ccn.playground demo
+  python -m lib_ccn.playground demo --steps 50 --seed 7 --columns sum,full,mask
+  python -m lib_ccn.playground demo --delta 0.5 --mask-source silhouette
+  python -m lib_ccn.playground demo --prompt "a knight in a forest" --word knight
+      --foreground pose.png --background depth.png --model path/to/stable-diffusion-1.5
+      --controlnet path/to/openpose --controlnet path/to/depth --device cuda"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for, checked.
+
+    `size` is (width, height) or None for the model's own; `guidance_scale` is resolved.
+    """
+
+    prompt: str | None
+    foreground: Path | None
+    background: Path | None
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    settings: Settings
+    model: str | None
+    controlnets: list[str] | None
+    device: str
+    size: tuple[int, int] | None
+    columns: tuple[str, ...]
+    out: Path
+
+
+def parse(argv: list[str] | None = None) -> Options:
+    """Parse the command line; leaves with status 2 and a message where it is wrong."""
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    images = (given.foreground, given.background)
+    if given.prompt is not None and None in images:
+        parser.exit(2, "error: --prompt needs --foreground IMAGE and --background IMAGE\n")
+    if given.prompt is None and any(images):
+        parser.exit(2, "error: --foreground and --background need a --prompt\n")
+    for path in images:
+        if path is not None and not path.is_file():
+            parser.exit(2, f"error: there is no image {path}\n")
+    try:
+        settings = _read_settings(given)
+    except (SettingsError, _UnreadableError) as error:
+        parser.exit(2, f"error: {error}\n")
+    default_guidance = BUNDLED_GUIDANCE if given.model is None else GUIDANCE
+    return Options(
+        prompt=given.prompt,
+        foreground=given.foreground,
+        background=given.background,
+        negative_prompt=given.negative_prompt,
+        seed=given.seed,
+        steps=given.steps,
+        guidance_scale=default_guidance if given.guidance_scale is None else given.guidance_scale,
+        settings=settings,
+        model=given.model,
+        controlnets=given.controlnet,
+        device=given.device,
+        size=given.size,
+        columns=given.columns,
+        out=given.out,
+    )
+
+
+def proportional_start(steps: int) -> int:
+    """Where injection begins when nobody says it: the paper's step 5 of 50, in proportion."""
+    return round(steps * 5 / 50)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser, with an option for every setting."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lib_ccn.playground demo",
+        usage="%(prog)s [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    own = parser.add_argument_group("your own picture (instead of the bundled examples)")
+    own.add_argument("--prompt", help="what to draw; needs the two images")
+    own.add_argument("--foreground", type=Path, metavar="IMAGE", help="the object's condition")
+    own.add_argument("--background", type=Path, metavar="IMAGE", help="the rest's condition")
+    own.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to draw")
+
+    sampling = parser.add_argument_group("sampling (UniPC)")
+    sampling.add_argument(
+        "--seed", type=_at_least(0), default=0, help="the first picture's (default: 0)"
+    )
+    sampling.add_argument("--steps", type=_at_least(1), default=20, help="default: 20")
+    sampling.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="CFG",
+        help=f"default: {BUNDLED_GUIDANCE:g} with the bundled model, otherwise {GUIDANCE:g}",
+    )
+    sampling.add_argument(
+        "--size",
+        type=_size,
+        metavar="N|WxH",
+        help="in pixels, multiples of 8; conditions are cropped to its shape and scaled "
+        "(default: the model's own)",
+    )
+
+    models = parser.add_argument_group("model")
+    models.add_argument(
+        "--model",
+        metavar="DIR|HUBID",
+        help="a Stable Diffusion 1.5 in diffusers' layout (default: the bundled one)",
+    )
+    models.add_argument(
+        "--controlnet",
+        action="append",
+        metavar="DIR|HUBID",
+        help="give it twice: the foreground's, then the background's",
+    )
+    models.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
+
+    method = parser.add_argument_group("settings of the method")
+    method.add_argument(
+        "--settings", metavar="FILE|JSON", help="a preset; the options below override it"
+    )
+    for name, setting in fields().items():
+        if name not in _WITHOUT_OPTION:
+            _add_setting(method, name, setting)
+
+    figure = parser.add_argument_group("figure")
+    figure.add_argument(
+        "--columns",
+        type=_columns,
+        default=COLUMNS,
+        metavar="A,B,...",
+        help=f"of {', '.join(COLUMNS)} (default: all)",
+    )
+    figure.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/demo.png"),
+        metavar="FILE",
+        help="default: out/demo.png",
+    )
+    return parser
+
+
+class _UnreadableError(Exception):
+    """The settings cannot be read."""
+
+
+def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) -> None:
+    default = repr(setting.default)
+    more = "a tenth of the steps, as the paper's 5 of 50" if name == "start_step" else default
+    options = [f"--{name.replace('_', '-')}"]
+    if name == "foreground_word":
+        options.append("--word")
+        more = "the bundled examples' own nouns; for your prompt, found automatically"
+    if setting.kind == "image":
+        more = "none"
+    help_text = f"{setting.help} (default: {more})".replace("%", "%%")
+    if setting.kind == "flag":
+        group.add_argument(
+            *options, dest=name, action=argparse.BooleanOptionalAction, help=help_text
+        )
+        return
+    metavar = {"choice": "|".join(setting.choices), "image": "FILE", "text": "WORD", "unit": "N"}
+    group.add_argument(*options, dest=name, metavar=metavar.get(setting.kind, "X"), help=help_text)
+
+
+def _read_settings(given: argparse.Namespace) -> Settings:
+    values: dict[str, Any] = {"start_step": proportional_start(given.steps)}
+    if given.settings is not None:
+        values.update(_read_json(given.settings))
+    for name, setting in fields().items():
+        value = getattr(given, name, None)
+        if value is not None:
+            values[name] = _value(setting, value)
+    values["enabled"] = True
+    settings = Settings.from_dict(values)
+    settings.check_usable()
+    return settings
+
+
+def _value(setting: Setting, value: Any) -> Any:
+    """The plain value of an option's text; what is no number stays text, for the error."""
+    if setting.kind == "image":
+        try:
+            return base64.b64encode(Path(value).read_bytes()).decode()
+        except OSError as error:
+            raise _UnreadableError(f"the image {value} cannot be read: {error.strerror}") from error
+    if setting.kind in ("number", "integer", "unit"):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    try:
+        content = text if text.lstrip().startswith("{") else Path(text).read_text("utf-8")
+        values = json.loads(content)
+    except OSError as error:
+        raise _UnreadableError(f"the settings {text} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _UnreadableError(f"the settings are no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise _UnreadableError("the settings must be a JSON object of names and values")
+    return values
+
+
+def _at_least(minimum: int) -> Any:
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is less than {minimum}")
+        return value
+
+    return whole_number
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    try:
+        size = int(width), int(height or width)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor WxH") from None
+    if min(size) < 8 or size[0] % 8 or size[1] % 8:
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of multiples of 8")
+    return size
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    wrong = [name for name in names if name not in COLUMNS]
+    if wrong or not names:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(wrong) or 'nothing'}: choose among {', '.join(COLUMNS)}"
+        )
+    return names

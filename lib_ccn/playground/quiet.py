@@ -1,0 +1,24 @@
+"""Keeping the known noise of diffusers and transformers out of a command's output."""
+
+from __future__ import annotations
+
+import logging
+
+# Advice about packages that nothing here needs. Everything else is still said.
+_NOISE = ("requires torchvision", "`accelerate` was not found")
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return not any(noise in record.getMessage() for noise in _NOISE)
+
+
+def silence_libraries() -> None:
+    """Hide the libraries' loading bars and hints; call it before their pipelines are imported."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers, transformers):
+        library.utils.logging.get_logger(library.__name__)  # makes its handler
+        library.utils.logging.disable_progress_bar()
+        for handler in logging.getLogger(library.__name__).handlers:
+            handler.addFilter(_says_something)

@@ -1,0 +1,404 @@
+"""One generation: units, roles, the step's mask, and the calls a host makes. Knows no host.
+
+For every UNet call a host adapter does this::
+
+    session.begin_call(call)
+    for unit in session.running_order(units):
+        residuals[unit] = session.run(unit, lambda: the host's own ControlNet call)
+    fused = session.fuse(residuals)
+
+and `session.close()` when the generation ends, whatever ended it. An error inside the method
+switches it off for the rest of the generation: the host then gets its plain sum, as ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .attention import (
+    KeyValueStore,
+    SelfAttention,
+    capture_keys_values,
+    inject_keys_values,
+    self_attention_layers,
+)
+from .foreground import resize_mask, silhouette, token_grid
+from .fusion import fuse_residuals
+from .masking import WordMask
+from .prompt import TokenizedPrompt
+from .settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Role(Enum):
+    """What a unit is in the method."""
+
+    FOREGROUND = "foreground"
+    BACKGROUND = "background"
+    BYSTANDER = "bystander"
+
+
+@dataclass(eq=False)
+class Unit:
+    """One ControlNet of a generation.
+
+    Attributes:
+        module: the ControlNet; two units may share one.
+        name: how the log calls it.
+        eligible: False for what cannot be fused (a T2I-Adapter, say): a bystander, whose
+            residuals are added as the host would.
+        condition: [B, 3, H, W] in [0, 1], one row per row of the ControlNet's batch or a single
+            one; only the mask source "silhouette" looks at it.
+        role: set by the session.
+    """
+
+    module: nn.Module
+    name: str = ""
+    eligible: bool = True
+    condition: Tensor | None = None
+    role: Role = Role.BYSTANDER
+    layers: list[SelfAttention] = field(default_factory=list, repr=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the adapter knows about one call of the UNet.
+
+    Attributes:
+        latent_size: (h, w) of the latents, from the tensor itself.
+        step: the sampler's step, from 0; several calls may share one.
+        pictures: for each row of the ControlNets' batch, which picture it belongs to.
+        conditional: the conditional rows of the UNet's batch, one per picture in their order.
+    """
+
+    latent_size: tuple[int, int]
+    step: int
+    pictures: Sequence[int]
+    conditional: Sequence[int]
+
+
+@dataclass
+class StepClock:
+    """Counts a sampler's own steps where the host counts calls.
+
+    Attributes:
+        order: calls that make one step (2 for Heun and DPM2; their last step may have fewer).
+        calls: completed calls.
+    """
+
+    order: int = 1
+    calls: int = 0
+
+    @property
+    def step(self) -> int:
+        """The current step, from 0."""
+        return self.calls // max(1, self.order)
+
+    def tick(self) -> None:
+        """One call of the sampler's step function is done."""
+        self.calls += 1
+
+
+class Session:
+    """One generation with two or more ControlNets.
+
+    Args:
+        settings: validated; `enabled` is the host's business.
+        unet: the backbone, whose cross-attention is read for the foreground mask.
+        units: in the host's order.
+        prompts: one per picture, or a single one for all; may be empty when unknown.
+        encode: token ids of a text without special tokens, to find the foreground word.
+        mask_image: bool [1 or pictures, H, W] for the mask source "image".
+
+    Raises:
+        SettingsError: `foreground_unit` names no eligible unit, or the mask image is missing.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        unet: nn.Module,
+        units: Sequence[Unit],
+        prompts: Sequence[TokenizedPrompt] = (),
+        encode: Callable[[str], list[int]] | None = None,
+        mask_image: Tensor | None = None,
+    ) -> None:
+        if settings.mask_source == "image" and settings.inject and mask_image is None:
+            raise SettingsError("mask_image", None, "an image, as mask_source is 'image'")
+        self.settings = settings
+        self.units = list(units)
+        self.notes: list[str] = []
+        self.error: Exception | None = None
+        self.injected = 0
+        self._assign_roles()
+        self._image = mask_image
+        self._word = WordMask(settings, unet, prompts, encode, self._note)
+        self._call: Call | None = None
+        self._step: int | None = None
+        self._store: KeyValueStore = {}
+        self._active: set[Unit] = set()
+        self._masks: dict[tuple[tuple[int, int], int], Tensor | None] = {}
+        self.mask: Tensor | None = None
+        self.usable: Tensor | None = None
+        if self._reads_word:
+            self._word.attach()
+
+    # What the host adapter calls
+
+    def running_order(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units of one call, the foreground unit first."""
+        return sorted(units, key=lambda unit: unit.role is not Role.FOREGROUND)
+
+    def begin_call(self, call: Call, active: Sequence[Unit] | None = None) -> None:
+        """A UNet call is about to be made; `active` are the units that take part in it."""
+        self._store.clear()
+        self._call = None
+        if self.error is not None:
+            return
+        self._active = set(self.units if active is None else active)
+        try:
+            self._begin(call)
+            self._call = call
+        except Exception as error:
+            self._fail(error)
+
+    def run(self, unit: Unit, forward: Callable[[], Result]) -> Result:
+        """Run one unit's ControlNet; its result is returned as it is.
+
+        An exception while keys and values are captured or injected switches the method off and
+        runs the unit again without it. If that fails too, the exception is the host's own.
+        """
+        if not self._touches(unit):
+            return forward()
+        try:
+            with self.running(unit):
+                return forward()
+        except Exception as error:
+            self._fail(error)
+            return forward()
+
+    @contextmanager
+    def running(self, unit: Unit) -> Iterator[None]:
+        """Capture (foreground) or inject (background) while this unit's ControlNet runs."""
+        start = self.settings.start_layer
+        if not self._touches(unit):
+            yield
+        elif unit.role is Role.FOREGROUND:
+            with capture_keys_values(unit.layers, self._store, start):
+                yield
+        else:
+            usable = self._row_mask(self.usable)
+            with inject_keys_values(
+                unit.layers, self._store, self._foreground_for, start, usable
+            ) as tally:
+                yield
+            self.injected += tally.injected
+
+    def fuse(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> list[Tensor]:
+        """One list of residuals for the UNet from those of the units that took part.
+
+        With fewer than two eligible units, with fusion "sum", or after an error, this is the
+        host's sum in the units' order.
+        """
+        self._store.clear()
+        everyone = [unit for unit in self.units if unit in residuals]
+        fusable = [unit for unit in everyone if unit.eligible]
+        plain = self.settings.fusion == "sum" or len(fusable) < 2 or self.error is not None
+        if not plain:
+            try:
+                fused = fuse_residuals(
+                    [residuals[unit] for unit in fusable], self.settings.fusion, self.settings.delta
+                )
+                self._observe(residuals)
+                others = [residuals[unit] for unit in everyone if not unit.eligible]
+                return _sum([fused, *others])
+            except Exception as error:
+                self._fail(error)
+        elif self.error is None:
+            self._observe(residuals)
+        return _sum([residuals[unit] for unit in everyone])
+
+    def end_call(self) -> None:
+        """The UNet has answered: what it is asked before the next `begin_call` is not read."""
+        self._word.pause()
+
+    def close(self) -> None:
+        """Remove every hook and let go of every tensor but the last mask; may be repeated."""
+        self._word.detach()
+        self._store.clear()
+        self._masks.clear()
+        self._call = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def summary(self) -> str:
+        """What was done, in one line."""
+        units = ", ".join(
+            f"{u.name or f'unit {i}'} ({u.role.value})" for i, u in enumerate(self.units)
+        )
+        parts = [f"{units}: {self.settings.fusion}, delta {self.settings.delta:g}"]
+        if self.settings.inject:
+            source = self.settings.mask_source
+            words = sorted({f"'{w}'" for w in self._word.chosen.values() if w})
+            mask = f"{source} {', '.join(words)}" if source == "word" and words else source
+            parts.append(
+                f"KV-Injection from step {self.settings.start_step}, "
+                f"layer {self.settings.start_layer}, mask from {mask}"
+                + ("" if self.injected else " (nothing injected)")
+            )
+        return "; ".join([*parts, *self.notes])
+
+    # How it is done
+
+    @property
+    def _reads_word(self) -> bool:
+        wanted = self.settings.inject or self.settings.show_mask
+        return wanted and self.settings.mask_source == "word"
+
+    def _assign_roles(self) -> None:
+        eligible = [unit for unit in self.units if unit.eligible]
+        chosen = self.settings.foreground_unit
+        for unit in eligible:
+            unit.role = Role.BACKGROUND
+            unit.layers = self_attention_layers(unit.module)
+        if chosen == "auto":
+            foreground = eligible[0] if eligible else None
+        else:
+            number = int(chosen)
+            foreground = self.units[number] if number < len(self.units) else None
+            if foreground is None or not foreground.eligible:
+                numbers = [i for i, unit in enumerate(self.units) if unit.eligible]
+                raise SettingsError("foreground_unit", chosen, f"'auto' or one of {numbers}")
+        if foreground is not None:
+            foreground.role = Role.FOREGROUND
+
+    def _begin(self, call: Call) -> None:
+        if self._word.error is not None:
+            raise self._word.error
+        if self._step is None or call.step != self._step:
+            self._step = call.step
+            self._renew_mask(call)
+        if self._reads_word:
+            # The mask of step t is read at step t - 1: nothing is read before that is of use.
+            due = self.settings.show_mask or call.step + 1 >= self.settings.start_step
+            self._word.begin_call(call.latent_size, call.conditional if due else ())
+
+    def _renew_mask(self, call: Call) -> None:
+        source = self.settings.mask_source
+        if not (self.settings.inject or self.settings.show_mask):
+            return
+        pictures = len(call.conditional) or len(set(call.pictures))
+        if source == "word":
+            found = self._word.next_mask(call.step)
+            if found is None:
+                return
+            self.mask, self.usable = found
+        elif self.mask is None:
+            if source == "all":
+                self.mask = torch.ones(pictures, 1, 1, dtype=torch.bool)
+            elif source == "image" and self._image is not None:
+                self.mask = self._image.cpu().expand(pictures, -1, -1)
+            else:
+                self.mask = self._silhouette(call, pictures)
+            if self.mask is not None:
+                self.usable = torch.ones(len(self.mask), dtype=torch.bool)
+        self._masks.clear()
+
+    def _silhouette(self, call: Call, pictures: int) -> Tensor | None:
+        foreground = next((u for u in self.units if u.role is Role.FOREGROUND), None)
+        if foreground is None or foreground.condition is None:
+            self._note("no silhouette: the foreground unit's condition image is not known")
+            return None
+        condition = foreground.condition
+        if len(condition) > 1:
+            rows = [list(call.pictures).index(picture) for picture in range(pictures)]
+            condition = condition[rows]
+        return silhouette(condition.detach().cpu().float()).expand(pictures, -1, -1)
+
+    @property
+    def _injects(self) -> bool:
+        return (
+            self.error is None
+            and self._call is not None
+            and self.settings.inject
+            and self._call.step >= self.settings.start_step
+            and self.mask is not None
+            and self.usable is not None
+            and bool(self.usable.any())
+            and len({unit for unit in self._active if unit.eligible}) > 1
+        )
+
+    def _touches(self, unit: Unit) -> bool:
+        if unit.role is Role.BYSTANDER or not self._injects:
+            return False
+        return unit.role is Role.FOREGROUND or bool(self._store)
+
+    def _row_mask(self, per_picture: Tensor | None) -> Tensor | None:
+        """What is known per picture, for every row of the ControlNets' batch."""
+        if per_picture is None or self._call is None:
+            return None
+        return per_picture[list(self._call.pictures)]
+
+    def _foreground_for(self, tokens: int, batch: int) -> Tensor | None:
+        if self._call is None or self.mask is None or batch != len(self._call.pictures):
+            return None
+        key = (self._call.latent_size, tokens)
+        if key not in self._masks:
+            grid = token_grid(self._call.latent_size, tokens)
+            self._masks[key] = None if grid is None else resize_mask(self.mask, grid)
+        return self._row_mask(self._masks[key])
+
+    def _observe(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> None:
+        """Keep the foreground unit's deviation where the automatic word needs it."""
+        if self._call is None or not self._reads_word:
+            return
+        for unit, tensors in residuals.items():
+            if unit.role is Role.FOREGROUND:
+                self._word.observe(tensors, self._call.pictures)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            log.warning("Cross-ControlNet: %s", text)
+
+    def _fail(self, error: Exception) -> None:
+        """Switch the method off for this generation; the host's sum takes over.
+
+        With the setting `strict` the error is raised instead.
+        """
+        if self.settings.strict:
+            self.close()
+            raise error
+        if self.error is None:
+            self.error = error
+            text = f"stood aside after an error, the units are summed: {_describe(error)}"
+            self.notes.append(text)
+            log.warning("Cross-ControlNet %s", text, exc_info=error)
+        self.close()
+
+
+def _sum(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    if len(lists) == 1:
+        return list(lists[0])
+    return [functools.reduce(operator.add, layer) for layer in zip(*lists, strict=True)]
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,181 @@
+"""The session by itself, driven as a host adapter drives it."""
+
+import logging
+
+import pytest
+import torch
+from tiny import tiny_controlnet, tiny_unet
+
+from lib_ccn.session import Call, Role, Session, StepClock, Unit
+from lib_ccn.settings import Settings, SettingsError
+
+SIZE = (8, 8)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return tiny_unet().eval()
+
+
+@pytest.fixture(scope="module")
+def nets(unet):
+    return [tiny_controlnet(unet, seed) for seed in (1, 2, 3)]
+
+
+def residuals(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(2, 8, 8, 8), (2, 16, 4, 4), (2, 16, 2, 2)]
+    return [[torch.randn(s, generator=generator) for s in shapes] for _ in range(count)]
+
+
+def a_call(step=0):
+    return Call(latent_size=SIZE, step=step, pictures=[0, 0], conditional=[1])
+
+
+def the_sum(lists):
+    return [sum(layer[1:], layer[0]) for layer in zip(*lists, strict=True)]
+
+
+def run_net(net, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randn(2, 4, *SIZE, generator=generator)
+    text = torch.randn(2, 5, 16, generator=generator)
+    image = torch.rand(2, 3, 16, 16, generator=generator)
+    down, middle = net(sample, 3, text, image, return_dict=False)
+    return [*down, middle]
+
+
+def test_roles(unet, nets):
+    units = [Unit(nets[0], eligible=False), Unit(nets[1]), Unit(nets[2])]
+    session = Session(Settings(), unet, units)
+    assert [u.role for u in units] == [Role.BYSTANDER, Role.FOREGROUND, Role.BACKGROUND]
+    assert session.running_order(units)[0] is units[1]
+    Session(Settings(foreground_unit=2), unet, units)
+    assert [u.role for u in units] == [Role.BYSTANDER, Role.BACKGROUND, Role.FOREGROUND]
+    with pytest.raises(SettingsError, match=r"foreground_unit = 0.*\[1, 2\]"):
+        Session(Settings(foreground_unit=0), unet, units)
+    with pytest.raises(SettingsError, match="foreground_unit"):
+        Session(Settings(foreground_unit=7), unet, units)
+    with pytest.raises(SettingsError, match="mask_image"):
+        Session(Settings(mask_source="image"), unet, units)
+
+
+def test_bystanders_are_added_and_missing_units_ignored(unet, nets):
+    units = [Unit(nets[0]), Unit(nets[1], eligible=False), Unit(nets[2])]
+    lists = residuals(3)
+    session = Session(Settings(inject=False, fusion="mean"), unet, units)
+    session.begin_call(a_call())
+    fused = session.fuse(dict(zip(units, lists, strict=True)))
+    for got, a, b, c in zip(fused, *lists, strict=True):
+        torch.testing.assert_close(got, (a + c) / 2 + b)
+    pair = {units[0]: lists[0], units[1]: lists[1]}
+    for got, want in zip(session.fuse(pair), the_sum(lists[:2]), strict=True):
+        assert torch.equal(got, want), "one eligible unit: the host's sum"
+    only = session.fuse({units[2]: lists[2]})
+    assert all(torch.equal(a, b) for a, b in zip(only, lists[2], strict=True))
+
+
+@pytest.mark.parametrize("step", [0, 4, 5, 9])
+def test_injection_waits_for_its_step(unet, nets, step):
+    units = [Unit(nets[0]), Unit(nets[1])]
+    with Session(Settings(mask_source="all"), unet, units) as session:
+        session.begin_call(a_call(step))
+        outs = [session.run(u, lambda u=u: run_net(u.module)) for u in units]
+    assert (session.injected > 0) == (step >= 5)
+    assert all(torch.equal(a, b) for a, b in zip(outs[0], run_net(nets[0]), strict=True))
+    same = [torch.equal(a, b) for a, b in zip(outs[1], run_net(nets[1]), strict=True)]
+    assert all(same) == (step < 5)
+
+
+def test_without_the_foreground_unit_nothing_is_injected(unet, nets):
+    units = [Unit(net) for net in nets]
+    with Session(Settings(mask_source="all", start_step=0), unet, units) as session:
+        session.begin_call(a_call(), active=units[1:])
+        for unit in units[1:]:
+            out = session.run(unit, lambda unit=unit: run_net(unit.module))
+            assert all(torch.equal(a, b) for a, b in zip(out, run_net(unit.module), strict=True))
+    assert session.injected == 0
+
+
+def test_two_units_may_share_a_module(unet, nets):
+    units = [Unit(nets[0]), Unit(nets[0])]
+    with Session(Settings(mask_source="all", start_step=0), unet, units) as session:
+        session.begin_call(a_call())
+        session.run(units[0], lambda: run_net(nets[0], seed=1))
+        out = session.run(units[1], lambda: run_net(nets[0], seed=2))
+    assert session.injected == 4
+    assert not torch.equal(out[-1], run_net(nets[0], seed=2)[-1])
+
+
+def test_a_hosts_own_error_is_the_hosts(unet, nets, caplog):
+    """It is raised, also where the method could be suspected and the unit is run again."""
+    units = [Unit(nets[0]), Unit(nets[1])]
+    calls = []
+
+    def out_of_memory():
+        calls.append(1)
+        raise MemoryError("the host's")
+
+    with Session(Settings(mask_source="all", start_step=0), unet, units) as session:
+        session.begin_call(a_call())
+        with pytest.raises(MemoryError):
+            session.run(units[0], out_of_memory)
+    assert len(calls) == 2
+    assert session.error is not None
+
+
+def test_an_interrupt_is_not_swallowed(unet, nets):
+    units = [Unit(nets[0]), Unit(nets[1])]
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with Session(Settings(mask_source="all", start_step=0), unet, units) as session:
+        session.begin_call(a_call())
+        with pytest.raises(KeyboardInterrupt):
+            session.run(units[0], interrupted)
+    assert session.error is None
+    assert not any(m._forward_hooks for m in nets[0].modules())
+
+
+def test_an_error_gives_the_sum_for_the_rest_of_the_generation(unet, nets, caplog):
+    units = [Unit(nets[0]), Unit(nets[1])]
+    lists = residuals(2)
+    with Session(Settings(mask_source="all"), unet, units) as session:
+        session.begin_call(a_call(0))
+        odd = {units[0]: lists[0], units[1]: lists[1][:-1]}
+        with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="argument"):
+            session.fuse(odd)  # the host's sum cannot be made of these either
+        session.begin_call(a_call(9))
+        for unit in units:
+            out = session.run(unit, lambda unit=unit: run_net(unit.module))
+            assert all(torch.equal(a, b) for a, b in zip(out, run_net(unit.module), strict=True))
+        fused = session.fuse(dict(zip(units, lists, strict=True)))
+        assert all(torch.equal(a, b) for a, b in zip(fused, the_sum(lists), strict=True))
+    assert len([r for r in caplog.records if "stood aside" in r.getMessage()]) == 1
+    assert "stood aside" in session.summary()
+
+
+def test_close_may_be_repeated_and_stops_everything(unet, nets):
+    units = [Unit(nets[0]), Unit(nets[1])]
+    session = Session(Settings(mask_source="all", start_step=0), unet, units)
+    session.begin_call(a_call())
+    session.close()
+    session.close()
+    session.run(units[0], lambda: run_net(nets[0]))
+    session.run(units[1], lambda: run_net(nets[1]))
+    assert session.injected == 0
+    assert not any(m._forward_hooks for m in unet.modules())
+
+
+@pytest.mark.parametrize(
+    ("order", "calls", "steps"), [(1, 4, [0, 1, 2, 3]), (2, 5, [0, 0, 1, 1, 2]), (0, 2, [0, 1])]
+)
+def test_step_clock(order, calls, steps):
+    clock = StepClock(order)
+    seen = []
+    for _ in range(calls):
+        seen.append(clock.step)
+        clock.tick()
+    assert seen == steps
