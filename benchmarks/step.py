@@ -22,8 +22,9 @@ from torch import Tensor
 from benchmarks.command import main
 from benchmarks.timing import interleaved, machine
 from lib_ccn.prompt import layout
-from lib_ccn.session import Call, Session, Unit
+from lib_ccn.session import Session
 from lib_ccn.settings import Settings
+from lib_ccn.units import Call, Unit
 
 # 7 tokens of a prompt, and a word in it, for a tokenizer that we do not need.
 PROMPT = layout([list(range(1, 8))])

@@ -163,19 +163,27 @@ def word_map(maps: Tensor, positions: Sequence[int]) -> Tensor:
     return maps[:, list(positions)].mean(1)
 
 
-def foreground_mask(word_map: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Threshold a word's map [rows, H, W]: a boolean mask [rows, H, W] and `usable` [rows].
+def scaled_map(word_map: Tensor) -> tuple[Tensor, Tensor]:
+    """A word's map [rows, H, W] smoothed with G, zero padded, and scaled to [0, 1] by its extremes.
 
-    The map is smoothed with G, zero padded, and scaled to [0, 1] by its own extremes. Foreground
-    is at or above the threshold, so 0 takes all and 1 the maximum alone. A row whose map is
-    constant or not finite is not usable, and its mask is all False.
+    The second result, `usable` [rows], is False where the map is constant or not finite: there
+    the first is all zeros.
     """
     maps = word_map.float()
     usable = _informative(maps)
     maps = smooth(maps)
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    mask = (maps - low) / (high - low) >= threshold
-    return mask & usable[:, None, None], usable
+    return torch.where(usable[:, None, None], (maps - low) / (high - low), 0.0), usable
+
+
+def foreground_mask(word_map: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Threshold a word's map [rows, H, W]: a boolean mask [rows, H, W] and `usable` [rows].
+
+    Foreground is at or above the threshold in `scaled_map`, so 0 takes all and 1 the maximum
+    alone. A row that is not usable has a mask that is all False.
+    """
+    scaled, usable = scaled_map(word_map)
+    return (scaled >= threshold) & usable[:, None, None], usable
 
 
 def resize_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:

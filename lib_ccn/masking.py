@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .foreground import CrossAttentionRecorder, best_word, foreground_mask, word_map
+from .foreground import CrossAttentionRecorder, best_word, scaled_map, word_map
 from .fusion import smoothed_deviation
 from .prompt import TokenizedPrompt, Word, clean_word, find_word, why_missing, words
 from .settings import Settings
@@ -31,6 +31,7 @@ class WordMask:
 
     Attributes:
         chosen: for each prompt's index the word in use, None where there is none.
+        heat: the words' maps behind the latest mask, scaled to [0, 1], [pictures, H, W].
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class WordMask:
         self.encode = encode
         self.note = note
         self.chosen: dict[int, str | None] = {}
+        self.heat: Tensor | None = None
         self._words: dict[int, Word | None] = {}
         self._grid: tuple[int, int] | None = None
         self._deviation: Tensor | None = None
@@ -109,7 +111,7 @@ class WordMask:
             return None
         final = step >= self.settings.start_step
         usable = torch.zeros(len(maps), dtype=torch.bool)
-        mask = torch.zeros(len(maps), *maps.shape[-2:], dtype=torch.bool)
+        heat = torch.zeros(len(maps), *maps.shape[-2:])
         for index in range(len(self.prompts)):
             rows = slice(None) if len(self.prompts) == 1 else slice(index, index + 1)
             if not len(maps[rows]):
@@ -117,11 +119,10 @@ class WordMask:
             word = self._word(index, rows, maps, final)
             if word is None:
                 continue
-            found, good = foreground_mask(
-                word_map(maps[rows], word.positions), self.settings.mask_threshold
-            )
-            mask[rows], usable[rows] = found.cpu(), good.cpu()
-        return mask, usable
+            scaled, good = scaled_map(word_map(maps[rows], word.positions))
+            heat[rows], usable[rows] = scaled.cpu(), good.cpu()
+        self.heat = heat
+        return (heat >= self.settings.mask_threshold) & usable[:, None, None], usable
 
     @property
     def _undecided(self) -> bool:

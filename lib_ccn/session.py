@@ -18,8 +18,6 @@ import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import TypeVar
 
 import torch
@@ -27,7 +25,6 @@ from torch import Tensor, nn
 
 from .attention import (
     KeyValueStore,
-    SelfAttention,
     capture_keys_values,
     inject_keys_values,
     self_attention_layers,
@@ -37,79 +34,11 @@ from .fusion import fuse_residuals
 from .masking import WordMask
 from .prompt import TokenizedPrompt
 from .settings import Settings, SettingsError
+from .units import Call, Role, Unit
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
-class Role(Enum):
-    """What a unit is in the method."""
-
-    FOREGROUND = "foreground"
-    BACKGROUND = "background"
-    BYSTANDER = "bystander"
-
-
-@dataclass(eq=False)
-class Unit:
-    """One ControlNet of a generation.
-
-    Attributes:
-        module: the ControlNet; two units may share one.
-        name: how the log calls it.
-        eligible: False for what cannot be fused (a T2I-Adapter, say): a bystander, whose
-            residuals are added as the host would.
-        condition: [B, 3, H, W] in [0, 1], one row per row of the ControlNet's batch or a single
-            one; only the mask source "silhouette" looks at it.
-        role: set by the session.
-    """
-
-    module: nn.Module
-    name: str = ""
-    eligible: bool = True
-    condition: Tensor | None = None
-    role: Role = Role.BYSTANDER
-    layers: list[SelfAttention] = field(default_factory=list, repr=False)
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the adapter knows about one call of the UNet.
-
-    Attributes:
-        latent_size: (h, w) of the latents, from the tensor itself.
-        step: the sampler's step, from 0; several calls may share one.
-        pictures: for each row of the ControlNets' batch, which picture it belongs to.
-        conditional: the conditional rows of the UNet's batch, one per picture in their order.
-    """
-
-    latent_size: tuple[int, int]
-    step: int
-    pictures: Sequence[int]
-    conditional: Sequence[int]
-
-
-@dataclass
-class StepClock:
-    """Counts a sampler's own steps where the host counts calls.
-
-    Attributes:
-        order: calls that make one step (2 for Heun and DPM2; their last step may have fewer).
-        calls: completed calls.
-    """
-
-    order: int = 1
-    calls: int = 0
-
-    @property
-    def step(self) -> int:
-        """The current step, from 0."""
-        return self.calls // max(1, self.order)
-
-    def tick(self) -> None:
-        """One call of the sampler's step function is done."""
-        self.calls += 1
 
 
 class Session:
@@ -241,12 +170,19 @@ class Session:
         self._store.clear()
         self._masks.clear()
         self._call = None
+        for unit in self.units:
+            unit.condition = None
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    @property
+    def heat(self) -> Tensor | None:
+        """The foreground word's map behind `mask`, float [pictures, H, W] in [0, 1], or None."""
+        return self._word.heat
 
     def summary(self) -> str:
         """What was done, in one line."""

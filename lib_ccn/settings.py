@@ -7,188 +7,22 @@ standard library is imported.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import difflib
-import hashlib
 import logging
-import re
-import reprlib
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal, cast
-from urllib.parse import unquote
+from typing import Any, cast
+
+from .setting import Setting, SettingsError, image_bytes, short
+
+__all__ = ["VERSION", "Setting", "Settings", "SettingsError", "fields", "json_schema"]
 
 VERSION = 1
 WORD_LIMIT = 200
 UNIT_LIMIT = 99
-IMAGE_LIMIT = 48 * 2**20
 
 log = logging.getLogger(__name__)
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 60
-_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
-
-
-class SettingsError(ValueError):
-    """A setting was refused.
-
-    Attributes: `field`, the setting's name; `value`, what was given, unshortened; `allowed`, what
-    would have been accepted, in words. The message names all three, long values shortened.
-    """
-
-    def __init__(self, field: str, value: object, allowed: str, hint: str = "") -> None:
-        self.field, self.value, self.allowed = field, value, allowed
-        try:
-            shown = _short.repr(value)
-        except ValueError:  # Python before 3.14 will not print an integer of over 4300 digits
-            shown = f"<{type(value).__name__}>"
-        super().__init__(f"setting {field} = {shown} is refused{hint}: expected {allowed}")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is known about one setting; held in the metadata of its field of `Settings`.
-
-    `minimum`, `maximum` and `step` belong to the kinds "number", "integer" and "unit", `choices`
-    to "choice", `maximum` to "text" too (characters).
-    """
-
-    kind: Literal["flag", "number", "integer", "choice", "unit", "text", "image"]
-    default: Any
-    label: str
-    help: str
-    infotext: str
-    minimum: float = 0
-    maximum: float = 0
-    step: float = 1
-    choices: tuple[str, ...] = ()
-
-    @property
-    def allowed(self) -> str:
-        """The accepted values, in words."""
-        return {
-            "flag": "true or false",
-            "number": f"a number from {self.minimum} to {self.maximum}",
-            "integer": f"a whole number from {self.minimum} to {self.maximum}",
-            "choice": "one of " + ", ".join(map(repr, self.choices)),
-            "unit": f"'auto' or a unit's number from {self.minimum} to {self.maximum}",
-            "text": f"printable text of at most {self.maximum} characters",
-            "image": "an image as base64, with or without a data: URL prefix, or null",
-        }[self.kind]
-
-    def accept(self, name: str, value: Any) -> Any:
-        """Return `value` in its canonical form, or raise SettingsError under the name `name`.
-
-        A bool is no number and a number no bool. A number may come as an integer, and a whole
-        number as an integral float such as 5.0, because JavaScript knows no difference.
-        """
-        accepted, result = getattr(self, f"_{self.kind}")(value)
-        if not accepted:
-            raise SettingsError(name, value, self.allowed)
-        return result
-
-    def _flag(self, value: Any) -> tuple[bool, Any]:
-        return isinstance(value, bool), value
-
-    def _number(self, value: Any) -> tuple[bool, Any]:
-        if not self._in_range(value):
-            return False, None
-        return True, float(value) + 0.0  # so that -0.0 becomes 0.0
-
-    def _integer(self, value: Any) -> tuple[bool, Any]:
-        if not self._in_range(value) or int(value) != value:
-            return False, None
-        return True, int(value)
-
-    def _in_range(self, value: Any) -> bool:
-        number = not isinstance(value, bool) and isinstance(value, Real)
-        return number and bool(self.minimum <= value <= self.maximum)  # false for NaN
-
-    def _choice(self, value: Any) -> tuple[bool, Any]:
-        if not isinstance(value, str) or value not in self.choices:
-            return False, None
-        return True, self.choices[self.choices.index(value)]
-
-    def _unit(self, value: Any) -> tuple[bool, Any]:
-        if isinstance(value, str) and value == "auto":
-            return True, "auto"
-        return self._integer(value)
-
-    def _text(self, value: Any) -> tuple[bool, Any]:
-        if not isinstance(value, str):
-            return False, None
-        text = " ".join(value.split())
-        # Control characters and lone surrogates cannot be written into a picture's text.
-        printable = not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
-        return printable and len(text) <= self.maximum, text
-
-    def _image(self, value: Any) -> tuple[bool, Any]:
-        if value is None:
-            return True, None
-        if not isinstance(value, str) or len(value) > IMAGE_LIMIT:
-            return False, None
-        text = "".join(value.split())
-        try:
-            return len(_image_bytes(text)) > 0, text
-        except ValueError:
-            return False, None
-
-    def to_infotext(self, value: Any) -> str:
-        """Return `value` as text that the WebUI's infotext carries unchanged.
-
-        Text is percent-encoded where the WebUI would quote it, split it (`12x34`), or leave it
-        out because it equals its own key.
-        """
-        if self.kind == "image":
-            # Enough to tell which mask it was; the picture itself would be megabytes.
-            return hashlib.sha256(_image_bytes(value)).hexdigest()[:10]
-        text = str(value)
-        if self.kind == "text":
-            text = re.sub('[%,:"]', lambda m: f"%{ord(m[0]):02X}", text)
-            if re.fullmatch(r"\d+x\d+", text):
-                text = text.replace("x", "%78")
-            if text == self.infotext:
-                text = f"%{ord(text[0]):02X}{text[1:]}"
-        return text
-
-    def from_infotext(self, name: str, value: Any) -> Any:
-        """Return the value that `to_infotext` wrote; raises SettingsError as `accept` does."""
-        read = value
-        if isinstance(value, str):
-            if self.kind == "flag":
-                read = {"true": True, "false": False}.get(value.strip().lower(), value)
-            elif self.kind == "text":
-                read = unquote(value)
-            elif self.kind in ("number", "integer", "unit") and value != "auto":
-                try:
-                    read = float(value)
-                except ValueError:
-                    read = value
-        return self.accept(name, read)
-
-    def json_schema(self) -> dict[str, Any]:
-        """Return the JSON schema of this one setting."""
-        bounds = {"minimum": self.minimum, "maximum": self.maximum}
-        types: dict[str, dict[str, Any]] = {
-            "flag": {"type": "boolean"},
-            "number": {"type": "number", **bounds},
-            "integer": {"type": "integer", **bounds},
-            "choice": {"type": "string", "enum": list(self.choices)},
-            "unit": {"anyOf": [{"const": "auto"}, {"type": "integer", **bounds}]},
-            "text": {"type": "string", "maxLength": self.maximum},
-            "image": {"type": ["string", "null"], "contentEncoding": "base64"},
-        }
-        head = {"title": self.label, "description": self.help, "default": self.default}
-        return {**types[self.kind], **head}
-
-
-def _image_bytes(text: str) -> bytes:
-    payload = _DATA_URL.sub("", text, count=1) if text[:5].lower() == "data:" else text
-    return base64.b64decode(payload, validate=True)
 
 
 def _setting(kind: Any, default: Any, label: str, infotext: str, help: str, **more: Any) -> Any:
@@ -322,7 +156,7 @@ class Settings:
         version = _VERSION.accept("version", values.pop("version", VERSION))
         unknown = [name for name in values if name not in _FIELDS]
         if unknown and version > VERSION and all(isinstance(name, str) for name in unknown):
-            log.warning("settings of version %d: ignored %s", version, _short.repr(unknown))
+            log.warning("settings of version %d: ignored %s", version, short.repr(unknown))
             values = {name: values[name] for name in values if name in _FIELDS}
         else:
             _check_names(values)
@@ -370,7 +204,7 @@ class Settings:
 
     def mask_image_bytes(self) -> bytes | None:
         """Return the decoded file of `mask_image`, such as a PNG's bytes, or None."""
-        return None if self.mask_image is None else _image_bytes(self.mask_image)
+        return None if self.mask_image is None else image_bytes(self.mask_image)
 
 
 _FIELDS: dict[str, Setting] = {
@@ -401,7 +235,7 @@ def _check_names(values: Mapping[Any, Any]) -> None:
     for name, value in values.items():
         if isinstance(name, str) and name in _FIELDS:
             continue
-        shown = name if isinstance(name, str) and len(name) <= 60 else _short.repr(name)
+        shown = name if isinstance(name, str) and len(name) <= 60 else short.repr(name)
         near = difflib.get_close_matches(shown.lower(), _FIELDS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise SettingsError(shown, value, "a setting named " + ", ".join(_FIELDS), hint)

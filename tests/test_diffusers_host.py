@@ -360,7 +360,7 @@ def test_a_single_controlnet_in_a_list_is_left_alone():
 
 STAGES_OF_THE_METHOD = {
     "fusion": "lib_ccn.session.fuse_residuals",
-    "mask": "lib_ccn.masking.foreground_mask",
+    "mask": "lib_ccn.masking.scaled_map",
     "recorder": "lib_ccn.foreground.CrossAttentionRecorder._add",
     "grid": "lib_ccn.session.resize_mask",
     "rows": "lib_ccn.attention.row_groups",

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import tiny_controlnet, tiny_unet
 
-from lib_ccn.session import Call, Role, Session, StepClock, Unit
+from lib_ccn.session import Session
 from lib_ccn.settings import Settings, SettingsError
+from lib_ccn.units import Call, Role, StepClock, Unit
 
 SIZE = (8, 8)
 

@@ -31,8 +31,8 @@ SCHEDULES = {
     "vae": Schedule(steps=2500, batch=16, rate=2e-3),
     "base": Schedule(steps=5000, batch=32, rate=1.5e-3, warmup=200),
     "shared": Schedule(steps=1200, batch=32, rate=5e-4),
-    "outline": Schedule(steps=700, batch=32, rate=1e-4),
-    "regions": Schedule(steps=700, batch=32, rate=1e-4),
+    "outline": Schedule(steps=600, batch=32, rate=1e-4),
+    "regions": Schedule(steps=600, batch=32, rate=1e-4),
 }
 STAGES = tuple(SCHEDULES)
 CAPTION_DROPOUT = 0.10

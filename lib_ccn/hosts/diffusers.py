@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..images import decode_mask
 from ..prompt import TokenizedPrompt, layout, tokenize
-from ..session import Call, Session, StepClock, Unit
+from ..session import Session
 from ..settings import Settings, SettingsError
+from ..units import Call, StepClock, Unit
 
 log = logging.getLogger(__name__)
 
