@@ -64,6 +64,7 @@ def maps_by_step(pipe: Any, scenes: Scenes, number: int, word: str) -> tuple[lis
 def run(scenes: Scenes) -> dict[str, Any]:
     """Mean IoU by (word, step, threshold), and what the automatic choice was, by kind."""
     pipe = load_pipeline()
+    pipe = load_pipeline()
     found: dict[tuple[str, int, float], list[float]] = defaultdict(list)
     chosen: dict[str, int] = defaultdict(int)
     with tqdm(total=len(WORDS) * len(scenes.captions)) as bar:

@@ -1,0 +1,72 @@
+"""The benchmarks run, and their tables say what was run. What they measure is not judged here."""
+
+import pytest
+import torch
+
+from benchmarks import fusion, injection, mask, mask_study, step, timing
+from benchmarks.__main__ import TITLES
+from lib_ccn.fusion import MODES
+from lib_ccn.playground.demo_model import BUNDLED, load_pipeline
+from lib_ccn.playground.scenes import draw
+
+
+def test_interleaved_calls_take_turns():
+    order = []
+    seconds = timing.interleaved(
+        {name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, warmup=1
+    )
+    assert order == list("abababab")
+    assert [len(times) for times in seconds.values()] == [3, 3]
+    table = timing.ratio_table({"a": [1, 2, 9], "b": [2, 4, 3]}, "a")
+    assert table["b"] == {"ms": 3000, "ratio": 2}
+
+
+def test_every_benchmark_has_its_title():
+    assert set(TITLES) == {"fusion", "injection", "mask", "step"}
+
+
+def test_fusion_table(monkeypatch):
+    monkeypatch.setattr(fusion, "SHAPES", ((2, 8, 8, 8), (2, 16, 4, 4)))
+    result = fusion.run(quick=True)
+    assert set(result["units"]) == {2, 3}
+    assert all(set(rows) == set(MODES) for rows in result["units"].values())
+    assert result["units"][2]["sum"]["ratio"] == 1
+    assert fusion.markdown(result).count("\n") == 1 + 2 * len(MODES)
+
+
+def test_injection_and_mask_tables(monkeypatch):
+    monkeypatch.setattr(
+        injection, "interleaved", lambda functions, *a: timing.interleaved(functions, 1, 0)
+    )
+    result = injection.run(quick=True)
+    assert min(result["tokens"]) == 256
+    assert "region 0.3" in injection.markdown(result)
+    monkeypatch.setattr(
+        mask, "interleaved", lambda functions, *a: timing.interleaved(functions, 1, 0)
+    )
+    assert "recorded" in mask.markdown(mask.run(quick=True))
+
+
+def test_a_step_with_every_variant(monkeypatch):
+    monkeypatch.setattr(
+        step,
+        "interleaved",
+        lambda functions, **_: timing.interleaved(functions, rounds=2, warmup=2),
+    )
+    rows = step.run(quick=True)["models"]["Demo model, 64x64"]
+    assert set(rows) == set(step.VARIANTS)
+    assert rows["plain sum"]["ratio"] == 1
+    whole = rows["whole method (mask from a word)"]
+    assert 0 < whole["foreground"] < 1
+    assert whole["injected layers"] > 0
+    assert rows["fusion"]["injected layers"] == 0
+
+
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="THE TRAINED MODEL IS MISSING: models/demo")
+def test_the_mask_study_reads_maps_of_the_words():
+    scenes = draw(1, torch.Generator().manual_seed(3), object_free=0)
+    pipe = load_pipeline()
+    heats, word = mask_study.maps_by_step(pipe, scenes, 0, scenes.shape[0])
+    assert word == scenes.shape[0]
+    assert len(heats) >= mask_study.STEPS - 2
+    assert all(h.shape == (8, 8) and h.min() == 0 and h.max() == 1 for h in heats)
