@@ -1,6 +1,8 @@
 """Write the demo model's card from a training run and its measured gates.
 
-python -m training.card --run runs/demo --gates gates.json --to models/demo/README.md
+python -m training.gates --only alone,map --json gates.json
+python -m training.gates --only conflict,agreeing --json fused.json
+python -m training.card --gates gates.json --fused fused.json --notes notes.json
 """
 
 from __future__ import annotations
@@ -16,61 +18,7 @@ from safetensors import safe_open
 from training.gates import table
 from training.stages import SCHEDULES
 
-TEXT = """# The demo model
-
-A miniature Stable Diffusion with two ControlNets, trained from scratch for this repository, so that
-the method can be tried and tested anywhere with no download. It draws 64x64 pictures of one world:
-an object (star, ring, cross, heart, triangle; red, yellow, green, cyan, blue, pink) over a landscape
-of two or three regions (sky, hills, field, sand, water). It is of no use for anything else.
-
-```python
-from lib_ccn.playground.demo_model import load_pipeline
-pipe = load_pipeline()  # or any diffusers call, with local_files_only=True
-```
-
-## Parts
-
-{parts}
-
-float16 safetensors in diffusers' layout, {megabytes:.1f} MB in all. The tokenizer is CLIP's kind
-(byte-level BPE), learned on the captions' words; the noise schedule is scaled linear from 0.00085 to
-0.02 with v-prediction. `controlnet-outline` takes the object's outline in white on black,
-`controlnet-regions` the region map in the colours of `lib_ccn/playground/scenes.py`.
-
-## Data
-
-Drawn on the fly by `lib_ccn/playground/scenes.py` with seeds: no pictures of others, nothing private.
-12 % of the scenes have no object. 15 % of the captions name only one of the regions. In training the
-region map has the object as a region of its own; in a *conflict* it does not, and so says that there is
-no object.
-
-## Recipe
-
-`python3 run.py train --bfloat16 --processes 2`, then `training.export`. AdamW (0.9, 0.99), weight
-decay 0.01, cosine decay, EMA 0.998, captions dropped in 10 %, min-SNR-5 weights. The ControlNets start
-as the UNet's encoder: one is trained on both conditions, then each on its own at a low rate. Their
-self-attention stays the base model's, untrained: the method compares the keys of one ControlNet with
-the queries of another.
-
-{stages}
-
-{hours} of training in all, on {machine}.
-
-## Quality gates
-
-Measured on {scenes} held-out scenes by `python3 run.py gates`, {steps} {sampler} steps, guidance
-{guidance}. "Scenes as drawn" and "through the VAE" are what the measures give the true pictures.
-
-{gates}
-
-{verdict}
-
-{remarks}
-
-## Limits
-
-{limits}
-"""
+TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def parts_table(folder: Path) -> str:
@@ -100,13 +48,15 @@ def stages_table(run: Path) -> tuple[str, float]:
     return "\n".join(rows), total
 
 
-def card(run: Path, gates: dict[str, Any], folder: Path, notes: dict[str, str]) -> str:
+def card(
+    run: Path, gates: dict[str, Any], fused: dict[str, Any], folder: Path, notes: dict[str, str]
+) -> str:
     """The whole text."""
     stages, seconds = stages_table(run)
     how = gates["how"]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     failed = gates["failed"]
-    return TEXT.format(
+    return TEMPLATE.read_text("utf-8").format(
         parts=parts_table(folder),
         megabytes=size / 1e6,
         stages=stages,
@@ -117,6 +67,12 @@ def card(run: Path, gates: dict[str, Any], folder: Path, notes: dict[str, str]) 
         sampler={"unipc": "UniPC", "ddim": "DDIM"}[how["sampler"]],
         guidance=how["guidance_scale"],
         gates=table(gates["rows"]),
+        fused_scenes=fused["how"]["scenes"],
+        fused=table({name: row for name, row in fused["rows"].items() if ":" in name}),
+        differences="\n".join(
+            f"- {name.removeprefix('agreeing: ')}: {value:.1f} of 255"
+            for name, value in fused["differences"].items()
+        ),
         verdict="All gates passed." if not failed else "Not reached: " + "; ".join(failed) + ".",
         remarks=notes.get("remarks", ""),
         limits=notes["limits"],
@@ -130,12 +86,14 @@ def main() -> None:
     parser.add_argument(
         "--gates", type=Path, required=True, help="what training.gates --json wrote"
     )
+    parser.add_argument("--fused", type=Path, required=True, help="the same, of the fused rows")
     parser.add_argument("--notes", type=Path, required=True, help="JSON: machine, remarks, limits")
     parser.add_argument("--to", type=Path, default=Path("models/demo/README.md"))
     arguments = parser.parse_args()
     gates = json.loads(arguments.gates.read_text("utf-8"))
+    fused = json.loads(arguments.fused.read_text("utf-8"))
     notes = json.loads(arguments.notes.read_text("utf-8"))
-    text = card(arguments.run, gates, arguments.to.parent, notes)
+    text = card(arguments.run, gates, fused, arguments.to.parent, notes)
     arguments.to.write_text(text, "utf-8")
 
 

@@ -213,7 +213,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=None, help="default: the bundled one, models/demo")
     parser.add_argument("--scenes", type=int, default=256)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SCENES} scenes")
-    parser.add_argument("--only", default="", help="only rows whose name has this in it")
+    parser.add_argument(
+        "--only", default="", help="only rows whose name has one of these in it, comma-separated"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--sampler", choices=("unipc", "ddim"), default="unipc")
@@ -239,7 +241,8 @@ def main(argv: list[str] | None = None) -> int:
     count = QUICK_SCENES if arguments.quick else arguments.scenes
     scenes = draw(count, torch.Generator().manual_seed(SCENE_SEED), object_free=0)
     bench = Bench(pipe, scenes, arguments.steps, arguments.guidance_scale, arguments.batch)
-    kinds = [kind for kind in KINDS if arguments.only in kind.name]
+    wanted = arguments.only.split(",")
+    kinds = [kind for kind in KINDS if any(part in kind.name for part in wanted)]
     pictures = {"scenes as drawn": scenes.picture, "through the VAE": bench.through_vae()}
     rows = {name: bench.score(picture) for name, picture in pictures.items()}
     with tqdm(total=len(kinds) * count * arguments.steps, unit="step") as bar:
