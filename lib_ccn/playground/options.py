@@ -27,10 +27,10 @@ with the shapes star, ring, cross, heart, triangle, the colours red, yellow, gre
 pink, and the regions sky, hills, field, sand, water."""
 EPILOG = """\
 examples:
-  python -m lib_ccn.playground demo
-  python -m lib_ccn.playground demo --steps 50 --seed 7 --columns sum,full,mask
-  python -m lib_ccn.playground demo --delta 0.5 --mask-source silhouette
-  python -m lib_ccn.playground demo --prompt "a knight in a forest" --word knight
+  python3 run.py demo
+  python3 run.py demo --steps 50 --seed 7 --columns sum,full,mask
+  python3 run.py demo --delta 0.5 --mask-source silhouette
+  python3 run.py demo --prompt "a knight in a forest" --word knight
       --foreground pose.png --background depth.png --model path/to/stable-diffusion-1.5
       --controlnet path/to/openpose --controlnet path/to/depth --device cuda"""
 
@@ -101,7 +101,7 @@ def proportional_start(steps: int) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, with an option for every setting."""
     parser = argparse.ArgumentParser(
-        prog="python -m lib_ccn.playground demo",
+        prog="python3 run.py demo",
         usage="%(prog)s [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
