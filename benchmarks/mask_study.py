@@ -9,8 +9,8 @@ anything is injected. The default `mask_threshold` is what this shows best.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from lib_ccn.settings import Settings
 
 SEED = 20_260_102
 STEPS = 20
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)
+REDUCTIONS = (2, 4)
 WORDS = {
     "noun": lambda scenes, n: scenes.shape[n],
     "colour": lambda scenes, n: scenes.colour[n],
@@ -38,10 +39,14 @@ WORDS = {
 RESULTS = Path(__file__).with_name("MASK_STUDY.md")
 
 
-def maps_by_step(pipe: Any, scenes: Scenes, number: int, word: str) -> tuple[list[Tensor], str]:
+def maps_by_step(
+    pipe: Any, scenes: Scenes, number: int, word: str, reduction: int
+) -> tuple[list[Tensor], str]:
     """The scaled map [H, W] of one scene's word at the steps 1, 2, ..., and the word in use."""
     heats: list[Tensor] = []
-    settings = Settings(foreground_word=word, inject=False, show_mask=True, start_step=2)
+    settings = Settings(
+        foreground_word=word, inject=False, show_mask=True, start_step=2, mask_reduction=reduction
+    )
 
     def keep(_count: int) -> None:
         heat = control.session.heat if control.session is not None else None
@@ -62,62 +67,60 @@ def maps_by_step(pipe: Any, scenes: Scenes, number: int, word: str) -> tuple[lis
 
 
 def run(scenes: Scenes) -> dict[str, Any]:
-    """Mean IoU by (word, step, threshold), and what the automatic choice was, by kind."""
+    """Mean IoU by (reduction, word, step, threshold), and what the automatic choices were."""
     pipe = load_pipeline()
-    pipe = load_pipeline()
-    found: dict[tuple[str, int, float], list[float]] = defaultdict(list)
-    chosen: dict[str, int] = defaultdict(int)
-    with tqdm(total=len(WORDS) * len(scenes.captions)) as bar:
-        for kind, word_of in WORDS.items():
-            for number in range(len(scenes.captions)):
-                heats, word = maps_by_step(pipe, scenes, number, word_of(scenes, number))
-                if kind == "automatic":
-                    meaning = {scenes.shape[number]: "noun", scenes.colour[number]: "colour"}
-                    chosen[meaning.get(word, "another word" if word else "none")] += 1
-                for step, heat in enumerate(heats, start=1):
-                    truth = F.adaptive_avg_pool2d(
-                        scenes.object_mask[number][None, None].float(), heat.shape
-                    )[0]
-                    for threshold in THRESHOLDS:
-                        mask = (heat >= threshold)[None]
-                        found[kind, step, threshold].append(float(mask_iou(mask, truth >= 0.5)))
-                bar.update()
+    found: dict[tuple[int, str, int, float], list[float]] = defaultdict(list)
+    chosen: dict[tuple[int, str], int] = defaultdict(int)
+    count = len(scenes.captions)
+    with tqdm(total=len(REDUCTIONS) * len(WORDS) * count) as bar:
+        for reduction, kind, number in itertools.product(REDUCTIONS, WORDS, range(count)):
+            wanted = WORDS[kind](scenes, number)
+            heats, word = maps_by_step(pipe, scenes, number, wanted, reduction)
+            if kind == "automatic":
+                meaning = {scenes.shape[number]: "noun", scenes.colour[number]: "colour"}
+                chosen[reduction, meaning.get(word, word or "none")] += 1
+            truth = scenes.object_mask[number][None, None].float()
+            for step, heat in enumerate(heats, start=1):
+                target = F.adaptive_avg_pool2d(truth, heat.shape)[0] >= 0.5
+                for threshold in THRESHOLDS:
+                    agreement = float(mask_iou((heat >= threshold)[None], target))
+                    found[reduction, kind, step, threshold].append(agreement)
+            bar.update()
     return {"iou": {k: sum(v) / len(v) for k, v in found.items()}, "chosen": dict(chosen)}
 
 
 def markdown(result: dict[str, Any], count: int) -> str:
     """The tables."""
     iou = result["iou"]
-    steps = sorted({step for _, step, _ in iou})
+    steps = sorted({step for _, _, step, _ in iou})
+    head = "| " + " | ".join(f"{t:g}" for t in THRESHOLDS) + " |"
+    rule = "|---" * (len(THRESHOLDS) + 1) + "|"
     lines = [
         "# How well the mask finds the object",
         "",
         f"Demo model, {count} conflicting pairs, {STEPS} UniPC steps, PixFusion and ChannelFusion, "
-        "no injection. IoU of the mask at 8x8 tokens with the object's true mask there. Made by "
-        "`python -m benchmarks.mask_study --write`.",
-        "",
-        "Mean over the steps from 2 on (injection's default start, 5 of 50, is step 2 of 20):",
-        "",
-        "| word | " + " | ".join(f"threshold {t:g}" for t in THRESHOLDS) + " |",
-        "|---" * (len(THRESHOLDS) + 1) + "|",
+        "no injection. IoU of the mask with the object's true mask on the same tokens, by "
+        "threshold. Made by `python -m benchmarks.mask_study --write`.",
     ]
-    for kind in WORDS:
-        cells = []
-        for threshold in THRESHOLDS:
-            values = [
-                iou[kind, s, threshold] for s in steps if s >= 2 and (kind, s, threshold) in iou
-            ]
-            cells.append(f"{sum(values) / len(values):.3f}" if values else "")
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    shown: Sequence[int] = [s for s in (1, 2, 3, 5, 10, 15, 19) if s in steps]
-    lines += ["", "The noun by step:", "", "| step | " + " | ".join(f"{t:g}" for t in THRESHOLDS)]
-    lines[-1] += " |"
-    lines += ["|---" * (len(THRESHOLDS) + 1) + "|"]
-    for step in shown:
-        cells = [f"{iou['noun', step, t]:.3f}" for t in THRESHOLDS]
-        lines.append(f"| {step} | " + " | ".join(cells) + " |")
-    chosen = ", ".join(f"{name} {n}" for name, n in sorted(result["chosen"].items()))
-    lines += ["", f"The automatic word was: {chosen}."]
+    for reduction in REDUCTIONS:
+        side = 32 // reduction
+        lines += ["", f"## Maps of {side}x{side} tokens (`mask_reduction` {reduction})", ""]
+        lines += ["Mean over the steps from 2 on (injection's default start of 5 in 50):", ""]
+        lines += [f"| word {head}", rule]
+        for kind in WORDS:
+            cells = []
+            for threshold in THRESHOLDS:
+                keys = [(reduction, kind, step, threshold) for step in steps if step >= 2]
+                values = [iou[key] for key in keys if key in iou]
+                cells.append(f"{sum(values) / len(values):.3f}" if values else "")
+            lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+        lines += ["", "The noun by step:", "", f"| step {head}", rule]
+        for step in [s for s in (1, 2, 3, 5, 10, 15, 19) if s in steps]:
+            cells = [f"{iou[reduction, 'noun', step, t]:.3f}" for t in THRESHOLDS]
+            lines.append(f"| {step} | " + " | ".join(cells) + " |")
+        names = sorted(result["chosen"].items(), key=lambda item: -item[1])
+        choices = ", ".join(f"{name} {n}" for (r, name), n in names if r == reduction)
+        lines += ["", f"The automatic word was: {choices}."]
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,8 @@ class WordMask:
     """Turns recorded cross-attention into a mask per picture.
 
     Args:
-        settings: `foreground_word` ("" chooses one), `mask_threshold`, `start_step`.
+        settings: `foreground_word` ("" chooses one), `mask_threshold`, `mask_reduction`,
+            `start_step`.
         unet: the backbone.
         prompts: one per picture, or one for all, or none where the host does not know them.
         encode: token ids of a text, without special tokens.
@@ -43,7 +44,7 @@ class WordMask:
         note: Callable[[str], None],
     ) -> None:
         self.settings = settings
-        self.recorder = CrossAttentionRecorder(unet)
+        self.recorder = CrossAttentionRecorder(unet, settings.mask_reduction)
         self.prompts = list(prompts)
         self.encode = encode
         self.note = note

@@ -112,12 +112,22 @@ class Settings:
     )
     mask_threshold: float = _setting(
         "number",
-        0.4,
+        0.65,
         "Mask threshold",
         "CCN mask threshold",
         "Attention from which on a place is foreground; 0 is the map's minimum, 1 its maximum.",
         maximum=1,
         step=0.05,
+    )
+    mask_reduction: int = _setting(
+        "integer",
+        4,
+        "Mask reduction",
+        "CCN mask reduction",
+        "Which attention maps are read for the word: those whose sides are the latent's divided "
+        "by this (the paper: 4, which is 16x16 tokens at 512x512).",
+        minimum=1,
+        maximum=8,
     )
     mask_image: str | None = _setting(
         "image",

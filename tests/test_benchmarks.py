@@ -66,7 +66,7 @@ def test_a_step_with_every_variant(monkeypatch):
 def test_the_mask_study_reads_maps_of_the_words():
     scenes = draw(1, torch.Generator().manual_seed(3), object_free=0)
     pipe = load_pipeline()
-    heats, word = mask_study.maps_by_step(pipe, scenes, 0, scenes.shape[0])
+    heats, word = mask_study.maps_by_step(pipe, scenes, 0, scenes.shape[0], reduction=4)
     assert word == scenes.shape[0]
     assert len(heats) >= mask_study.STEPS - 2
     assert all(h.shape == (8, 8) and h.min() == 0 and h.max() == 1 for h in heats)

@@ -88,6 +88,7 @@ def test_names_and_defaults_are_the_published_ones():
         "foreground_word": "",
         "mask_source": "word",
         "mask_threshold": fields()["mask_threshold"].default,
+        "mask_reduction": 4,
         "mask_image": None,
         "show_mask": False,
         "strict": False,

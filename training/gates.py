@@ -31,7 +31,7 @@ from lib_ccn.playground.demo_model import (
     without_controlnets,
 )
 from lib_ccn.playground.figure import contact_sheet
-from lib_ccn.playground.options import proportional_start
+from lib_ccn.playground.options import BUNDLED_MASK_REDUCTION, proportional_start
 from lib_ccn.playground.quiet import silence_libraries
 from lib_ccn.playground.scenes import Scenes, draw
 from lib_ccn.settings import Settings
@@ -45,7 +45,8 @@ METHODS = {
     "max": {"fusion": "max"},
     "pix": {"fusion": "pix"},
     "pix+channel": {"fusion": "pix+channel"},
-    "full, word mask": {"inject": True},
+    "full, word mask": {"inject": True, "mask_reduction": BUNDLED_MASK_REDUCTION},
+    "full, quarter-resolution mask": {"inject": True},
     "full, silhouette": {"inject": True, "mask_source": "silhouette"},
 }
 AGREEING = {

@@ -15,6 +15,9 @@ from ..settings import Setting, Settings, SettingsError, fields
 _WITHOUT_OPTION = ("enabled", "show_mask", "strict")
 COLUMNS = ("foreground", "background", "sum", "mean", "max", "pix", "pix+channel", "full", "mask")
 BUNDLED_GUIDANCE, GUIDANCE = 3.0, 7.5
+# The bundled model's latents are half as wide as Stable Diffusion's at 512x512: its maps of 16x16
+# tokens are those of half resolution, and they find the object (benchmarks/MASK_STUDY.md).
+BUNDLED_MASK_REDUCTION = 2
 
 DESCRIPTION = """\
 Make pictures from two conditions that contradict each other, a foreground object's and a
@@ -198,6 +201,8 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
 
 def _read_settings(given: argparse.Namespace) -> Settings:
     values: dict[str, Any] = {"start_step": proportional_start(given.steps)}
+    if given.model is None:
+        values["mask_reduction"] = BUNDLED_MASK_REDUCTION
     if given.settings is not None:
         values.update(_read_json(given.settings))
     for name, setting in fields().items():
