@@ -33,18 +33,18 @@ def main() -> None:
     for name in arguments.names:
         if name not in TITLES:
             parser.error(f"names: {name!r} is not one of {', '.join(TITLES)}")
-    parts = [HEAD]
+    parts: dict[str, str] = {}
     for name in arguments.names or TITLES:
         began = time.monotonic()
         module = importlib.import_module(f"benchmarks.{name}")
         result = module.run(arguments.quick, arguments.device, arguments.dtype)
-        parts.append(
+        parts[name] = (
             f"## {TITLES[name]}\n\n{result['machine']}, {result['dtype']}.\n\n"
             f"{module.markdown(result)}\n"
         )
-        print(parts[-1], f"\n({time.monotonic() - began:.0f} s)\n", flush=True)
+        print(parts[name], f"\n({time.monotonic() - began:.0f} s)\n", flush=True)
     if arguments.write:
-        RESULTS.write_text("\n".join(parts), "utf-8")
+        RESULTS.write_text("\n".join([HEAD, *(parts[n] for n in TITLES if n in parts)]), "utf-8")
         print(RESULTS)
 
 

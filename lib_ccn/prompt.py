@@ -26,8 +26,8 @@ _MARKS = frozenset(string.punctuation)
 _FUNCTION_WORDS = """
     a an the this that these those some any each every no not of over and or but nor with without
     on onto in into inside at by for from to under above below behind beside between before after
-    near front through across around against among along as is are was were be been being its his her
-    their it he she they very while 's 't 're 've 'm 'll 'd
+    near front through across around against among along as is are was were be been being
+    its his her their it he she they very while 's 't 're 've 'm 'll 'd
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
 

@@ -51,7 +51,7 @@ def test_a_step_with_every_variant(monkeypatch):
     monkeypatch.setattr(
         step,
         "interleaved",
-        lambda functions, **_: timing.interleaved(functions, rounds=2, warmup=2),
+        lambda functions, **_: timing.interleaved(functions, rounds=3, warmup=0),
     )
     rows = step.run(quick=True)["models"]["Demo model, 64x64"]
     assert set(rows) == set(step.VARIANTS)

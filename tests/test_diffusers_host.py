@@ -285,6 +285,18 @@ def test_mask_sources(pipe):
         torch.testing.assert_close(generate(pipe), results["all"])
 
 
+@pytest.mark.parametrize(("reduction", "side"), [(2, 8), (4, 4)])
+def test_the_mask_is_read_where_the_reduction_says(pipe, reduction, side):
+    settings = {**FULL, "mask_reduction": reduction, "mask_threshold": 0.5}
+    with cross_controlnet(pipe, settings) as control:
+        generate(pipe)
+    session = control.session
+    assert session.heat.shape == session.mask.shape == (1, side, side)
+    assert session.heat.min() == 0
+    assert session.heat.max() == 1
+    assert torch.equal(session.mask, session.heat >= 0.5)
+
+
 def test_the_order_of_units_does_not_matter_but_their_roles_do(pipe):
     """The second unit as foreground equals the swapped pipeline with the first as foreground."""
     with cross_controlnet(pipe, {**FULL, "foreground_unit": 1}):

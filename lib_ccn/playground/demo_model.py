@@ -67,7 +67,9 @@ def load_pipeline(
     _check_family(pipe, nets, source, controlnets)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(place, dtype)
+    pipe = pipe.to(place)
+    # diffusers warns of every cast, also of one that changes nothing.
+    return pipe if pipe.unet.dtype is dtype else pipe.to(dtype=dtype)
 
 
 def save_pipeline_index(folder: Path) -> None:

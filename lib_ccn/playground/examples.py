@@ -9,8 +9,10 @@ from torch import Tensor
 
 from .scenes import draw
 
-# One seed per scene, far from the trainer's, chosen by eye: every shape, and every kind of region.
-_SCENES = (1_000_047, 1_000_029, 1_000_108, 1_000_103, 1_000_002, 1_000_034)
+# One seed per scene, far from the trainer's. Chosen among thirty for conflicts that the plain sum
+# lost with another noise: every shape is there, some rows are won, some are even, and with the
+# default seed the heart is lost by every rule. The model card has the averages.
+_SCENES = (1_000_225, 1_000_209, 1_000_215, 1_000_223, 1_000_222, 1_000_208)
 
 
 @dataclass(frozen=True)
