@@ -545,3 +545,31 @@ def test_captured_tensors_are_released_with_the_store():
         assert last() is None
     finally:
         gc.enable()
+
+
+def test_rows_without_a_usable_mask_are_a_group_of_their_own():
+    mask = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1], [0, 1, 1]]).bool()
+    usable = torch.tensor([True, False, True, False])
+    groups = row_groups(mask, torch.device("cpu"), usable)
+    found = [tuple(part.tolist() for part in group) for group in groups]
+    assert found == [([0, 2], [0, 2], [1]), ([1, 3], [], [])]
+
+
+def test_rows_without_a_usable_mask_run_as_ever():
+    torch.manual_seed(0)
+    unit = nn.Module()
+    unit.attn1 = Attention(8, heads=2, dim_head=4)
+    layers = self_attention_layers(unit)
+    x, other = torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    plain, store = unit.attn1(x), {}
+    with capture_keys_values(layers, store):
+        unit.attn1(other)
+    mask = torch.tensor([1, 0, 0, 1, 0]).bool().expand(3, -1)
+    usable = torch.tensor([False, True, False])
+    with inject_keys_values(layers, store, lambda *_: mask, usable=usable):
+        out = unit.attn1(x)
+    torch.testing.assert_close(out[[0, 2]], plain[[0, 2]])
+    assert not torch.allclose(out[1], plain[1])
+    with inject_keys_values(layers, store, lambda *_: mask):
+        everywhere = unit.attn1(x)
+    torch.testing.assert_close(everywhere[1], out[1])
