@@ -67,9 +67,8 @@ def load_pipeline(
     _check_family(pipe, nets, source, controlnets)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    pipe = pipe.to(place)
-    # diffusers warns of every cast, also of one that changes nothing.
-    return pipe if pipe.unet.dtype is dtype else pipe.to(dtype=dtype)
+    # transformers loads a model in its file's dtype, diffusers in float32: one cast for all.
+    return pipe.to(place, dtype)
 
 
 def save_pipeline_index(folder: Path) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import logging
 
-# Advice about packages that nothing here needs. Everything else is still said.
-_NOISE = ("requires torchvision", "`accelerate` was not found")
+# Advice about packages that nothing here needs, and a warning about no module at all. Everything
+# else is still said.
+_NOISE = (
+    "requires torchvision",
+    "`accelerate` was not found",
+    "modules in AutoencoderKL that should be kept in float32: []",
+)
 
 
 def _says_something(record: logging.LogRecord) -> bool:
