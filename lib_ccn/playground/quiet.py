@@ -9,7 +9,7 @@ import logging
 _NOISE = (
     "requires torchvision",
     "`accelerate` was not found",
-    "modules in AutoencoderKL that should be kept in float32: []",
+    "that should be kept in float32: []",
 )
 
 
