@@ -16,10 +16,9 @@ def test_the_table_of_settings_is_the_dataclass():
     known = {name: s.default for name, s in fields().items() if name != "enabled"}
     assert set(rows) == set(known)
     for name, shown in rows.items():
-        default = {True: "true", False: "false", None: "none", "": '""'}.get(
-            known[name], str(known[name])
-        )
-        assert shown.strip("`") == default, name
+        default = known[name]
+        words = {"": '""', "None": "none", "True": "true", "False": "false"}
+        assert shown.strip("`") == words.get(str(default), str(default)), name
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#][^)]*)\)", README))))
