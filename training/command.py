@@ -16,7 +16,7 @@ from training.stages import STAGES, Workshop
 def main() -> None:
     """Run the named stages in order; a stage with a checkpoint goes on from there."""
     parser = argparse.ArgumentParser(
-        prog="python -m training", description="Train the demo model from scratch."
+        prog="python3 run.py train", description="Train the demo model from scratch."
     )
     parser.add_argument("stages", nargs="*", help=f"which of {', '.join(STAGES)} (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run")

@@ -209,7 +209,7 @@ def differences(pictures: dict[str, Tensor]) -> dict[str, float]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.gates", description="Measure the demo model on held-out scenes."
+        prog="python3 run.py gates", description="Measure the demo model on held-out scenes."
     )
     parser.add_argument("--model", default=None, help="default: the bundled one, models/demo")
     parser.add_argument("--scenes", type=int, default=256)
