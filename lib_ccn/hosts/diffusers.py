@@ -51,6 +51,7 @@ class CrossControlNet:
         self._clock = StepClock()
         self._undo = ExitStack()
         self._pending: tuple[list[str], int] | None = None
+        self._aside = False
 
     def summary(self) -> str:
         """What was done in the latest generation, in one line."""
@@ -70,6 +71,7 @@ class CrossControlNet:
         self._clock = StepClock(order=getattr(scheduler, "order", 1))
         self._undo.enter_context(_in_front(scheduler, "step", self.scheduler_step))
         self._pending = (prompts, each)
+        self._aside = False
         return own(*args, **kwargs)
 
     def scheduler_step(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -82,6 +84,8 @@ class CrossControlNet:
 
     def controlnets(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The ControlNets' turn: run each as the host would, give the UNet the fused residuals."""
+        if self._aside:
+            return own(*args, **kwargs)
         try:
             given = inspect.signature(own).bind(*args, **kwargs)
             given.apply_defaults()
@@ -93,6 +97,7 @@ class CrossControlNet:
         except Exception as error:
             if self.settings.strict:
                 raise
+            self._aside = True
             log.warning("Cross-ControlNet stands aside: %s", error, exc_info=error)
             return own(*args, **kwargs)
         if session.error is not None or len(active) < 2:
