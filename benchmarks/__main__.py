@@ -7,6 +7,8 @@ import importlib
 import time
 from pathlib import Path
 
+from benchmarks.command import add_options
+
 TITLES = {
     "fusion": "Fusion of the 13 residuals of SD 1.5 at 512x512, batch 2, to the plain sum",
     "injection": "KV-Injection, to one plain self-attention",
@@ -25,9 +27,7 @@ def main() -> None:
     """Run the benchmarks and print, or write, their tables."""
     parser = argparse.ArgumentParser(prog="python3 run.py bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(TITLES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), float16, ...")
+    add_options(parser)
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     arguments = parser.parse_args()
     for name in arguments.names:

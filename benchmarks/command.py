@@ -1,10 +1,17 @@
-"""The one command line that every benchmark has."""
+"""The command line that every benchmark has."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from typing import Any
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every benchmark."""
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), float16, ...")
 
 
 def main(
@@ -14,9 +21,7 @@ def main(
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), float16, ...")
+    add_options(parser)
     arguments = parser.parse_args()
     result = run(arguments.quick, arguments.device, arguments.dtype)
     print(f"{result['machine']}, {result['dtype']}\n")

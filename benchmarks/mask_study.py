@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.playground.demo_model import generate, load_pipeline
 from lib_ccn.playground.metrics import mask_iou
@@ -79,11 +79,11 @@ def run(scenes: Scenes) -> dict[str, Any]:
             if kind == "automatic":
                 meaning = {scenes.shape[number]: "noun", scenes.colour[number]: "colour"}
                 chosen[reduction, meaning.get(word, word or "none")] += 1
-            truth = scenes.object_mask[number][None, None].float()
+            truth = scenes.object_mask[number : number + 1]
             for step, heat in enumerate(heats, start=1):
-                target = F.adaptive_avg_pool2d(truth, heat.shape)[0] >= 0.5
+                target = resize_mask(truth, heat.shape)
                 for threshold in THRESHOLDS:
-                    agreement = float(mask_iou((heat >= threshold)[None], target))
+                    agreement = float(mask_iou((heat >= threshold).view(1, -1), target))
                     found[reduction, kind, step, threshold].append(agreement)
             bar.update()
     return {"iou": {k: sum(v) / len(v) for k, v in found.items()}, "chosen": dict(chosen)}

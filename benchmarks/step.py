@@ -25,19 +25,10 @@ from lib_ccn.prompt import layout
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings
 from lib_ccn.units import Call, Unit
+from training.models import build_controlnet, build_unet
 
 # 7 tokens of a prompt, and a word in it, for a tokenizer that we do not need.
 PROMPT = layout([list(range(1, 8))])
-SMALL: dict[str, Any] = {
-    "block_out_channels": (32, 64, 128),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "cross_attention_dim": 96,
-    "attention_head_dim": 4,
-    "norm_num_groups": 8,
-}
-FULL: dict[str, Any] = {"cross_attention_dim": 768}
 SIZE = 512
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain sum": None,
@@ -47,14 +38,15 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 
 
 class Bench:
-    """Two ControlNets and a UNet with one batch of inputs."""
+    """Two ControlNets and a UNet, full-size or the demo model's, with one batch of inputs."""
 
-    def __init__(self, config: dict[str, Any], latent: int, device: str, dtype: torch.dtype):
+    def __init__(self, full: bool, latent: int, device: str, dtype: torch.dtype):
         torch.manual_seed(0)
         with torch.device(device):
-            self.unet = UNet2DConditionModel(**config).eval()
-            self.nets = [self._net() for _ in range(2)]
-            width = config["cross_attention_dim"]
+            self.unet = UNet2DConditionModel(cross_attention_dim=768) if full else build_unet()
+            make = ControlNetModel.from_unet if full else build_controlnet
+            self.nets = [self._with_effect(make(self.unet.eval())) for _ in range(2)]
+            width = self.unet.config["cross_attention_dim"]
             self.sample = torch.randn(2, 4, latent, latent, dtype=dtype)
             self.text = torch.randn(2, 77, width, dtype=dtype)
         for module in (self.unet, *self.nets):
@@ -64,11 +56,9 @@ class Bench:
         self.images = [torch.rand(2, 3, size, size).to(device, dtype) for _ in self.nets]
         self.latent = latent
 
-    def _net(self) -> ControlNetModel:
-        if self.unet.config["block_out_channels"][0] == 32:
-            net = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=(16, 32))
-        else:
-            net = ControlNetModel.from_unet(self.unet)
+    @staticmethod
+    def _with_effect(net: ControlNetModel) -> ControlNetModel:
+        """A new ControlNet's output is zero; this one's is not."""
         for module in (*net.controlnet_down_blocks, net.controlnet_mid_block):
             torch.nn.init.normal_(module.weight, std=0.02)
         return net.eval()
@@ -129,11 +119,11 @@ class Bench:
 def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Seconds and ratios per model size and variant, and the share that was foreground."""
     results: dict[str, Any] = {"machine": machine(device), "dtype": dtype, "models": {}}
-    models = {"Demo model, 64x64": (SMALL, 32, 5 if quick else 25)}
+    models = {"Demo model, 64x64": (False, 32, 5 if quick else 25)}
     if not quick:
-        models[f"Stable Diffusion 1.5, {SIZE}x{SIZE}"] = (FULL, SIZE // 8, 3)
-    for name, (config, latent, count) in models.items():
-        bench = Bench(config, latent, device, getattr(torch, dtype))
+        models[f"Stable Diffusion 1.5, {SIZE}x{SIZE}"] = (True, SIZE // 8, 3)
+    for name, (full, latent, count) in models.items():
+        bench = Bench(full, latent, device, getattr(torch, dtype))
         sessions, functions = {}, {"plain sum": bench.plain}
         for variant, settings in VARIANTS.items():
             if settings is not None:
@@ -171,7 +161,7 @@ def _peak_memory(variant: str, size: int) -> float:
 
 
 def _two_steps(variant: str, size: int) -> None:
-    bench = Bench(FULL, size // 8, "cpu", torch.float32)
+    bench = Bench(True, size // 8, "cpu", torch.float32)
     settings = VARIANTS[variant]
     step = bench.plain if settings is None else bench.variant(settings)[0]
     for _ in range(2):  # the first has no mask yet

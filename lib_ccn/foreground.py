@@ -183,7 +183,12 @@ def foreground_mask(word_map: Tensor, threshold: float) -> tuple[Tensor, Tensor]
     alone. A row that is not usable has a mask that is all False.
     """
     scaled, usable = scaled_map(word_map)
-    return (scaled >= threshold) & usable[:, None, None], usable
+    return cut_map(scaled, usable, threshold), usable
+
+
+def cut_map(scaled: Tensor, usable: Tensor, threshold: float) -> Tensor:
+    """The mask [rows, H, W] of what `scaled_map` returned; see `foreground_mask`."""
+    return (scaled >= threshold) & usable[:, None, None]
 
 
 def resize_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:

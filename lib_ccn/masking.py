@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .foreground import CrossAttentionRecorder, best_word, scaled_map, word_map
+from .foreground import CrossAttentionRecorder, best_word, cut_map, scaled_map, word_map
 from .fusion import smoothed_deviation
 from .prompt import TokenizedPrompt, Word, clean_word, find_word, why_missing, words
 from .settings import Settings
@@ -123,7 +123,7 @@ class WordMask:
             scaled, good = scaled_map(word_map(maps[rows], word.positions))
             heat[rows], usable[rows] = scaled.cpu(), good.cpu()
         self.heat = heat
-        return (heat >= self.settings.mask_threshold) & usable[:, None, None], usable
+        return cut_map(heat, usable, self.settings.mask_threshold), usable
 
     @property
     def _undecided(self) -> bool:

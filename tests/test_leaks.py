@@ -113,7 +113,7 @@ def test_two_hundred_generations_that_fail_leave_nothing(where, monkeypatch):
     assert sizes[-1] - sizes[4] < 32 * 2**20, "memory grows from round to round"
 
 
-def test_tensors_of_the_method_are_let_go(monkeypatch):
+def test_tensors_of_the_method_are_let_go():
     """Captured keys and values live for one UNet call, maps until the next step."""
     pipe = tiny_pipeline()
     with cross_controlnet(pipe, SETTINGS) as control:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 from tqdm import tqdm
 
+from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.playground import metrics
 from lib_ccn.playground.demo_model import (
@@ -97,9 +97,8 @@ class Bench:
             made, mask = self._make(kind, numbers, bar)
             pictures.update(zip(numbers, made, strict=True))
             if mask is not None:
-                truth = self.scenes.object_mask[numbers][:, None].float()
-                truth = F.adaptive_avg_pool2d(truth, mask.shape[-2:])[:, 0] >= 0.5
-                agreement += metrics.mask_iou(mask, truth).tolist()
+                truth = resize_mask(self.scenes.object_mask[numbers], mask.shape[-2:])
+                agreement += metrics.mask_iou(mask.flatten(1), truth).tolist()
         picture = torch.stack([pictures[n] for n in range(len(pictures))])
         return self.score(picture) | ({"mask": _mean(agreement)} if agreement else {}), picture
 

@@ -62,7 +62,7 @@ class Workshop:
         torch.manual_seed(self.seed + STAGES.index(stage))
         planned = SCHEDULES[stage]
         schedule = replace(planned, steps=max(1, round(planned.steps * self.scale)))
-        history = getattr(self, f"_{stage.replace('-', '_')}")(schedule)
+        history = getattr(self, f"_{stage}")(schedule)
         if rank() == 0:
             report = {"steps": schedule.steps, "batch": schedule.batch, "loss": history}
             (self.folder / f"{stage}.json").write_text(json.dumps(report), "utf-8")

@@ -38,7 +38,7 @@ def object_iou(picture: Tensor, mask: Tensor) -> Tensor:
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of two masks bool [B, H, W]: [B]; 1 where both are empty."""
+    """Intersection over union of two masks bool [B, ...]: [B]; 1 where both are empty."""
     union = (a | b).flatten(1).sum(1)
     return torch.where(union > 0, (a & b).flatten(1).sum(1) / union.clamp_min(1), 1.0)
 
