@@ -61,6 +61,14 @@ class WordMask:
         """What went wrong inside a hook of the UNet, if anything did."""
         return self.recorder.error
 
+    def change_prompts(self, prompts: Sequence[TokenizedPrompt]) -> None:
+        """From the coming call on these prompts are in force; where they differ, words are new."""
+        for index in range(max(len(prompts), len(self.prompts))):
+            before = self.prompts[index] if index < len(self.prompts) else None
+            if index >= len(prompts) or before != prompts[index]:
+                self._words.pop(index, None)
+        self.prompts = list(prompts)
+
     def attach(self) -> None:
         """Hook the UNet's cross-attention."""
         if self.prompts:

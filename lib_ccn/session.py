@@ -17,14 +17,16 @@ import functools
 import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .attention import (
+    InjectionTally,
     KeyValueStore,
+    SelfAttention,
     capture_keys_values,
     inject_keys_values,
     self_attention_layers,
@@ -53,7 +55,8 @@ class Session:
         mask_image: bool [1 or pictures, H, W] for the mask source "image".
 
     Raises:
-        SettingsError: `foreground_unit` names no eligible unit, or the mask image is missing.
+        SettingsError: `foreground_unit` or `background_unit` names no eligible unit, or the mask
+            image is missing.
     """
 
     def __init__(
@@ -122,17 +125,13 @@ class Session:
     @contextmanager
     def running(self, unit: Unit) -> Iterator[None]:
         """Capture (foreground) or inject (background) while this unit's ControlNet runs."""
-        start = self.settings.start_layer
         if not self._touches(unit):
             yield
         elif unit.role is Role.FOREGROUND:
-            with capture_keys_values(unit.layers, self._store, start):
+            with self.capturing(unit):
                 yield
         else:
-            usable = self._row_mask(self.usable)
-            with inject_keys_values(
-                unit.layers, self._store, self._foreground_for, start, usable
-            ) as tally:
+            with self.injecting(unit) as tally:
                 yield
             self.injected += tally.injected
 
@@ -163,6 +162,16 @@ class Session:
     def end_call(self) -> None:
         """The UNet has answered: what it is asked before the next `begin_call` is not read."""
         self._word.pause()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Read nothing of what the UNet is asked inside; afterwards the call goes on."""
+        self._word.pause()
+        try:
+            yield
+        finally:
+            if self._call is not None and self.error is None:
+                self._read_word(self._call)
 
     def close(self) -> None:
         """Remove every hook and let go of every tensor but the last mask; may be repeated."""
@@ -201,6 +210,26 @@ class Session:
             )
         return "; ".join([*parts, *self.notes])
 
+    # What depends on the kind of attention
+
+    def layers_of(self, module: nn.Module) -> list[SelfAttention]:
+        """The attention layers of a ControlNet that injection works on."""
+        return self_attention_layers(module)
+
+    def capturing(self, unit: Unit) -> AbstractContextManager[None]:
+        """Keys and values are recorded while the foreground unit's ControlNet runs."""
+        return capture_keys_values(unit.layers, self._store, self.settings.start_layer)
+
+    def injecting(self, unit: Unit) -> AbstractContextManager[InjectionTally]:
+        """They are injected while a background unit's ControlNet runs."""
+        return inject_keys_values(
+            unit.layers,
+            self._store,
+            self._foreground_for,
+            self.settings.start_layer,
+            self._row_mask(self.usable),
+        )
+
     # How it is done
 
     @property
@@ -210,31 +239,51 @@ class Session:
 
     def _assign_roles(self) -> None:
         eligible = [unit for unit in self.units if unit.eligible]
-        chosen = self.settings.foreground_unit
+        for place, unit in enumerate(self.units):
+            if unit.number is None:
+                unit.number = place
         for unit in eligible:
+            unit.role = Role.FUSED
+            unit.layers = self.layers_of(unit.module)
+        chosen_background = self._named_unit("background_unit")
+        others = [unit for unit in eligible if unit is not chosen_background]
+        foreground = self._named_unit("foreground_unit") or (others[0] if others else None)
+        for unit in [chosen_background] if chosen_background else eligible:
             unit.role = Role.BACKGROUND
-            unit.layers = self_attention_layers(unit.module)
-        if chosen == "auto":
-            foreground = eligible[0] if eligible else None
-        else:
-            number = int(chosen)
-            foreground = self.units[number] if number < len(self.units) else None
-            if foreground is None or not foreground.eligible:
-                numbers = [i for i, unit in enumerate(self.units) if unit.eligible]
-                raise SettingsError("foreground_unit", chosen, f"'auto' or one of {numbers}")
         if foreground is not None:
             foreground.role = Role.FOREGROUND
+
+    def _named_unit(self, setting: str) -> Unit | None:
+        """The eligible unit that a setting names by its number; None for "auto"."""
+        chosen = getattr(self.settings, setting)
+        if chosen == "auto":
+            return None
+        named = {unit.number or 0: unit for unit in self.units if unit.eligible}
+        if chosen not in named:
+            raise SettingsError(setting, chosen, f"'auto' or one of {sorted(named)}")
+        return named[chosen]
 
     def _begin(self, call: Call) -> None:
         if self._word.error is not None:
             raise self._word.error
+        if not call.whole:
+            self._word.pause()
+            if self.settings.inject:
+                self._note("the UNet works on tiles: the units are fused, nothing is injected")
+            return
         if self._step is None or call.step != self._step:
             self._step = call.step
             self._renew_mask(call)
-        if self._reads_word:
-            # The mask of step t is read at step t - 1: nothing is read before that is of use.
-            due = self.settings.show_mask or call.step + 1 >= self.settings.start_step
-            self._word.begin_call(call.latent_size, call.conditional if due else ())
+        self._read_word(call)
+
+    def _read_word(self, call: Call) -> None:
+        if not self._reads_word or not call.whole:
+            return
+        if call.prompts is not None:
+            self._word.change_prompts(call.prompts)
+        # The mask of step t is read at step t - 1: nothing is read before that is of use.
+        due = self.settings.show_mask or call.step + 1 >= self.settings.start_step
+        self._word.begin_call(call.latent_size, call.conditional if due else ())
 
     def _renew_mask(self, call: Call) -> None:
         source = self.settings.mask_source
@@ -273,6 +322,7 @@ class Session:
         return (
             self.error is None
             and self._call is not None
+            and self._call.whole
             and self.settings.inject
             and self._call.step >= self.settings.start_step
             and self.mask is not None
@@ -282,9 +332,11 @@ class Session:
         )
 
     def _touches(self, unit: Unit) -> bool:
-        if unit.role is Role.BYSTANDER or not self._injects:
+        if not self._injects:
             return False
-        return unit.role is Role.FOREGROUND or bool(self._store)
+        if unit.role is Role.BACKGROUND:
+            return bool(self._store)
+        return unit.role is Role.FOREGROUND
 
     def _row_mask(self, per_picture: Tensor | None) -> Tensor | None:
         """What is known per picture, for every row of the ControlNets' batch."""
@@ -320,6 +372,7 @@ class Session:
         With the setting `strict` the error is raised instead.
         """
         if self.settings.strict:
+            self.error = error
             self.close()
             raise error
         if self.error is None:

@@ -89,7 +89,16 @@ class Settings:
         "Foreground unit",
         "CCN foreground unit",
         "The ControlNet unit that shows the foreground object, counted from 0; 'auto' takes the "
-        "first eligible one. The others are background.",
+        "first eligible one.",
+        maximum=UNIT_LIMIT,
+    )
+    background_unit: int | str = _setting(
+        "unit",
+        "auto",
+        "Background unit",
+        "CCN background unit",
+        "The ControlNet unit that KV-Injection works on, counted from 0; 'auto' takes every "
+        "eligible one but the foreground unit. All eligible units are fused.",
         maximum=UNIT_LIMIT,
     )
     foreground_word: str = _setting(
@@ -151,6 +160,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name, setting in _FIELDS.items():
             object.__setattr__(self, name, setting.accept(name, getattr(self, name)))
+        if self.background_unit != "auto" and self.background_unit == self.foreground_unit:
+            raise SettingsError(
+                "background_unit", self.background_unit, "another unit than foreground_unit"
+            )
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Settings:

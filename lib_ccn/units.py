@@ -9,13 +9,19 @@ from enum import Enum
 from torch import Tensor, nn
 
 from .attention import SelfAttention
+from .prompt import TokenizedPrompt
 
 
 class Role(Enum):
-    """What a unit is in the method."""
+    """What a unit is in the method.
+
+    The foreground unit's keys and values go into the background units' self-attention. A unit
+    that is fused only takes part in the fusion; a bystander's residuals are added, as ever.
+    """
 
     FOREGROUND = "foreground"
     BACKGROUND = "background"
+    FUSED = "fused only"
     BYSTANDER = "bystander"
 
 
@@ -30,6 +36,8 @@ class Unit:
             residuals are added as the host would.
         condition: [B, 3, H, W] in [0, 1], one row per row of the ControlNet's batch or a single
             one; only the mask source "silhouette" looks at it.
+        number: how the host counts it, from 0, which is what the settings name; None takes its
+            place in the session.
         role: set by the session.
     """
 
@@ -37,6 +45,7 @@ class Unit:
     name: str = ""
     eligible: bool = True
     condition: Tensor | None = None
+    number: int | None = None
     role: Role = Role.BYSTANDER
     layers: list[SelfAttention] = field(default_factory=list, repr=False)
 
@@ -49,13 +58,20 @@ class Call:
         latent_size: (h, w) of the latents, from the tensor itself.
         step: the sampler's step, from 0; several calls may share one.
         pictures: for each row of the ControlNets' batch, which picture it belongs to.
-        conditional: the conditional rows of the UNet's batch, one per picture in their order.
+        conditional: the conditional rows of the UNet's batch, one per picture in their order;
+            empty where the UNet is asked for the unconditional half alone.
+        prompts: what these rows were encoded from, where that changes between steps; None keeps
+            the session's.
+        whole: False where the UNet sees a part of the picture only (a tile). Units are fused
+            there, but nothing is injected and no mask is read.
     """
 
     latent_size: tuple[int, int]
     step: int
     pictures: Sequence[int]
     conditional: Sequence[int]
+    prompts: Sequence[TokenizedPrompt] | None = None
+    whole: bool = True
 
 
 @dataclass

@@ -62,6 +62,35 @@ def test_roles(unet, nets):
         Session(Settings(mask_source="image"), unet, units)
 
 
+def test_a_chosen_background_unit_leaves_the_others_fused_only(unet, nets):
+    units = [Unit(net, number=number) for net, number in zip(nets, (0, 2, 5), strict=True)]
+    Session(Settings(background_unit=0), unet, units)
+    assert [u.role for u in units] == [Role.BACKGROUND, Role.FOREGROUND, Role.FUSED]
+    Session(Settings(background_unit=2, foreground_unit=5), unet, units)
+    assert [u.role for u in units] == [Role.FUSED, Role.BACKGROUND, Role.FOREGROUND]
+    with pytest.raises(SettingsError, match=r"background_unit = 1.*\[0, 2, 5\]"):
+        Session(Settings(background_unit=1), unet, units)
+    with Session(Settings(mask_source="all", start_step=0, background_unit=2), unet, units) as s:
+        s.begin_call(a_call())
+        outs = {u: s.run(u, lambda u=u: run_net(u.module)) for u in s.running_order(units)}
+    plain = {u: run_net(u.module) for u in units}
+    changed = [not torch.equal(outs[u][-1], plain[u][-1]) for u in units]
+    assert changed == [False, True, False]
+
+
+def test_tiles_are_fused_but_not_injected(unet, nets):
+    units = [Unit(nets[0]), Unit(nets[1])]
+    settings = Settings(mask_source="all", start_step=0, fusion="mean")
+    with Session(settings, unet, units) as session:
+        session.begin_call(Call(SIZE, 0, [0, 0], [1], whole=False))
+        outs = {u: session.run(u, lambda u=u: run_net(u.module)) for u in units}
+        fused = session.fuse(outs)
+    assert session.injected == 0
+    for got, layer in zip(fused, zip(*outs.values(), strict=True), strict=True):
+        torch.testing.assert_close(got, sum(layer) / 2)
+    assert "tiles" in session.summary()
+
+
 def test_bystanders_are_added_and_missing_units_ignored(unet, nets):
     units = [Unit(nets[0]), Unit(nets[1], eligible=False), Unit(nets[2])]
     lists = residuals(3)

@@ -39,9 +39,18 @@ VALUES = {
         st.none() | st.binary(min_size=1).map(lambda b: base64.b64encode(b).decode())
     ),
 }
-SETTINGS = st.fixed_dictionaries(
-    {}, optional={name: VALUES[s.kind](s) for name, s in fields().items()}
-).map(lambda values: Settings(**values))
+
+
+def two_units(values):
+    background = values.get("background_unit", "auto")
+    return background == "auto" or background != values.get("foreground_unit", "auto")
+
+
+SETTINGS = (
+    st.fixed_dictionaries({}, optional={name: VALUES[s.kind](s) for name, s in fields().items()})
+    .filter(two_units)
+    .map(lambda values: Settings(**values))
+)
 
 
 def webui_round_trip(params: dict[str, str]) -> dict[str, str]:
@@ -85,6 +94,7 @@ def test_names_and_defaults_are_the_published_ones():
         "start_step": 5,
         "start_layer": 0,
         "foreground_unit": "auto",
+        "background_unit": "auto",
         "foreground_word": "",
         "mask_source": "word",
         "mask_threshold": fields()["mask_threshold"].default,
@@ -93,6 +103,14 @@ def test_names_and_defaults_are_the_published_ones():
         "show_mask": False,
         "strict": False,
     }
+
+
+def test_a_unit_is_not_foreground_and_background_at_once():
+    assert Settings(foreground_unit=0, background_unit=1).background_unit == 1
+    with pytest.raises(SettingsError, match="background_unit = 2 .*another unit than foreground"):
+        Settings(foreground_unit=2, background_unit=2)
+    with pytest.raises(SettingsError, match="background_unit"):
+        Settings(foreground_unit=0).replace(background_unit=0)
 
 
 @pytest.mark.parametrize(
