@@ -176,7 +176,7 @@ class WordMask:
                 self.note("no word of the prompt agrees with the foreground unit: no mask")
             return None
         if final:
-            log.info(
+            log.debug(
                 "Cross-ControlNet chose the foreground word '%s' (agreement %.2f)",
                 best[0].text,
                 best[1],

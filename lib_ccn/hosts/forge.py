@@ -1,0 +1,295 @@
+"""Forge, reForge and Forge Classic: ControlNets as a linked list in front of the UNet.
+
+`unet.controlnet_linked_list` is the newest ControlNet; its `get_control` asks
+`previous_controlnet` first and adds what it gets to its own residuals. One node of ours at the
+head of the list, with copies of the units behind it, sees each unit alone: it asks them one by
+one, without their predecessors, and fuses. Everything a unit does to its own residuals (strength,
+guidance range, control mode, region mask, soft weighting) happens inside its `get_control` and
+stays the host's. The node walks, loads and cleans up like any ControlNet of the list.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..units import Call, Unit
+from . import controlnet_script
+from .controlnet_script import too_few
+from .sampling import Sampling
+
+log = logging.getLogger(__name__)
+
+# The residuals of a ControlNet of UNet shape; "input" is T2I-Adapters' and stays empty.
+_KEYS = ("input", "middle", "output")
+
+
+def is_here(p: Any) -> bool:
+    """Whether `p` belongs to a WebUI of the Forge family."""
+    return hasattr(getattr(p.sd_model, "forge_objects", None), "unet")
+
+
+def attach(sampling: Sampling) -> str | None:
+    """Put our node in front of the ControlNets of the run that is about to begin.
+
+    To be called when the host has set its ControlNets up; the UNet is cloned, and everything is
+    gone with the host's own reset of its clone.
+
+    Returns:
+        Why there is nothing to fuse, or None.
+    """
+    objects = sampling.p.sd_model.forge_objects
+    controls = _list(objects.unet.controlnet_linked_list)
+    eligible = [control for control in controls if _eligible(control)]
+    if len(eligible) < 2:
+        return too_few(len(eligible), len(controls))
+    unet = objects.unet.clone()
+    unet.controlnet_linked_list = FusedControlNets(
+        controls, sampling, unet.model.diffusion_model, _models(sampling.p)
+    )
+    objects.unet = unet
+    return None
+
+
+class FusedControlNets:
+    """A node for the host's list of ControlNets that stands for all the others.
+
+    It quacks like the host's `ControlBase` as far as hosts and extensions ask: they walk the list
+    by `previous_controlnet`, set `transformer_options` and `cond_hint`, and call `pre_run`,
+    `cleanup`, `get_models`, `inference_memory_requirements` and `get_control`.
+    """
+
+    def __init__(
+        self,
+        controls: Sequence[Any],
+        sampling: Sampling,
+        unet: torch.nn.Module,
+        names: Sequence[tuple[int, str, Any]],
+    ) -> None:
+        self.sampling = sampling
+        self.unet = unet
+        self.names = list(names)
+        self.controls = [copy.copy(control) for control in controls]
+        previous = None
+        for control in self.controls:
+            control.previous_controlnet = previous
+            previous = control
+        self.previous_controlnet = previous
+        self.units: list[Unit] | None = None
+        self.transformer_options: dict[str, Any] = {}
+        # Extensions that cut the picture into tiles cut every hint in the list, so there is one.
+        self.cond_hint: Any = None
+        self.cond_hint_original = self.controls[0].cond_hint_original
+        self.device = getattr(self.controls[0], "device", None)
+        self.strength = 1.0
+        self.timestep_range = None
+        self.timestep_percent_range = (0.0, 1.0)
+
+    # What the host asks of every ControlNet of the list
+
+    def get_control(
+        self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, *more: Any
+    ) -> dict[str, list[Any]] | None:
+        """The residuals of all units as one: a fresh dict of fresh lists, as the host merges them.
+
+        `x_noisy` [rows, C, h, w]; reForge passes its transformer options as one more argument.
+        """
+        arguments = (x_noisy, t, cond, batched_number, *more)
+        try:
+            return self._fused(arguments, more[0] if more else self.transformer_options)
+        except Exception as error:
+            # If it is the host's own, the host's own sum raises it again.
+            self.sampling.fail(error)
+            return self._sum(arguments)
+
+    def _sum(self, arguments: tuple[Any, ...]) -> dict[str, list[Any]] | None:
+        return _total(self._alone(control, arguments) for control in self.controls)
+
+    def _fused(
+        self, arguments: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> dict[str, list[Any]] | None:
+        x_noisy, t, cond, batched_number, *_more = arguments
+        if self.units is None:
+            self.units = self._make_units()
+        session = self.sampling.begin(self.unet, self.units)
+        if session is None or session.error is not None:
+            return self._sum(arguments)
+        pairs = dict(zip(self.units, self.controls, strict=True))
+        active = [unit for unit in self.units if not _out_of_range(pairs[unit], t)]
+        session.begin_call(self._describe(x_noisy, cond, batched_number, options), active)
+        results: dict[Unit, Any] = {}
+        for unit in session.running_order(self.units):
+
+            def forward(control: Any = pairs[unit]) -> Any:
+                return self._alone(control, arguments)
+
+            result = session.run(unit, forward)
+            if result is not None:
+                results[unit] = result
+        residuals = {unit: _residuals(results[unit]) for unit in self.units if unit in results}
+        fusable = {u: r for u, r in residuals.items() if u.eligible and r is not None}
+        fits = len(fusable) > 1 and len({len(r) for r in fusable.values()}) == 1
+        fused = session.fuse(fusable if fits else {})
+        if not fits or session.settings.fusion == "sum":
+            return _total(results[unit] for unit in self.units if unit in results)
+        *output, middle = fused
+        others = [results[u] for u in self.units if u in results and u not in fusable]
+        return _total([{"middle": [middle], "output": output}, *others])
+
+    def pre_run(self, *_args: Any, **_kwargs: Any) -> None:
+        """The run begins; the host tells the units itself, walking the list."""
+
+    def cleanup(self) -> None:
+        """The run is over."""
+        self.sampling.close()
+
+    def get_models(self) -> list[Any]:
+        """The model patchers of all units."""
+        models: list[Any] = self._head.get_models()
+        return models
+
+    def get_extra_hooks(self) -> list[Any]:
+        """ComfyUI's hooks of all units, where the host knows these."""
+        ask = getattr(self._head, "get_extra_hooks", None)
+        return [] if ask is None else list(ask())
+
+    def inference_memory_requirements(self, dtype: Any) -> Any:
+        """Bytes that all units need beside their models."""
+        return self._head.inference_memory_requirements(dtype)
+
+    def set_previous_controlnet(self, controlnet: Any) -> FusedControlNets:
+        """Only the newest ControlNet is told its predecessor; ours has all of them already."""
+        raise RuntimeError("Cross-ControlNet's node heads the list already")
+
+    # How it is done
+
+    @property
+    def _head(self) -> Any:
+        return self.controls[-1]
+
+    def _alone(self, control: Any, arguments: tuple[Any, ...]) -> Any:
+        """What this unit says for itself."""
+        with _without_predecessors(control):
+            return control.get_control(*arguments)
+
+    def _make_units(self) -> list[Unit]:
+        """A unit for every ControlNet; the host's own number and name where it is one of its."""
+        names = list(self.names)
+        taken = {number for number, _name, _model in names}
+        spare = iter(n for n in range(100) if n not in taken)
+        units = []
+        for control in self.controls:
+            module = getattr(control, "control_model", None)
+            found = next((i for i, (_, _, known) in enumerate(names) if known is module), None)
+            number, name, _model = (
+                names.pop(found)
+                if found is not None and module is not None
+                else (next(spare), type(control).__name__, None)
+            )
+            if not isinstance(module, torch.nn.Module):
+                module = torch.nn.Module()
+            hint = control.cond_hint_original
+            condition = hint if isinstance(hint, Tensor) and hint.ndim == 4 else None
+            units.append(
+                Unit(module, f"{number}: {name}", _eligible(control), condition, number=number)
+            )
+        return units
+
+    def _describe(self, x: Tensor, cond: Any, chunks: int, options: Mapping[str, Any]) -> Call:
+        """The UNet call that this one prepares: chunk after chunk, each with all pictures."""
+        pictures = max(1, len(x) // max(1, chunks))
+        marks = list(options.get("cond_or_uncond", []))
+        starts = [i * pictures for i, mark in enumerate(marks) if mark == 0]
+        parts = self.sampling.parts_of(cond.get("c_crossattn"), starts)
+        rows = {
+            (picture, part): start + picture
+            for part, start in zip(parts, starts, strict=True)
+            for picture in range(pictures)
+        }
+        size = (x.shape[-2], x.shape[-1])
+        return self.sampling.call(size, [row % pictures for row in range(len(x))], rows)
+
+
+@contextmanager
+def _without_predecessors(control: Any) -> Iterator[None]:
+    previous = control.previous_controlnet
+    control.previous_controlnet = None
+    try:
+        yield
+    finally:
+        control.previous_controlnet = previous
+
+
+def _list(newest: Any) -> list[Any]:
+    """The ControlNets of a list in the order in which they were added, after a node of ours."""
+    found = []
+    while newest is not None and not isinstance(newest, FusedControlNets):
+        found.append(newest)
+        newest = newest.previous_controlnet
+    return found[::-1]
+
+
+def _eligible(control: Any) -> bool:
+    """Whether this is a ControlNet of UNet shape whose residuals are maps.
+
+    A ControlLora makes its model when the run begins; it is one by its class. A globally pooled
+    unit (shuffle) says the same everywhere, so that there is nothing to choose between.
+    """
+    if getattr(control, "global_average_pooling", False):
+        return False
+    model = getattr(control, "control_model", None)
+    if model is None:
+        return any(base.__name__ == "ControlLora" for base in type(control).__mro__)
+    return hasattr(model, "zero_convs") and hasattr(model, "middle_block_out")
+
+
+def _out_of_range(control: Any, t: Tensor) -> bool:
+    span = control.timestep_range
+    return span is not None and bool(t[0] > span[0] or t[0] < span[1])
+
+
+def _residuals(result: Mapping[str, list[Any]] | None) -> list[Tensor] | None:
+    """A unit's residuals in the UNet's order, the middle one last; None if they are not maps."""
+    if result is None or result.get("input"):
+        return None
+    tensors = [*result.get("output", []), *result.get("middle", [])]
+    maps = all(isinstance(r, Tensor) and r.ndim == 4 for r in tensors)
+    return tensors if maps and len(result.get("middle", [])) == 1 else None
+
+
+def _total(results: Any) -> dict[str, list[Any]] | None:
+    """The sum of what units say, layer by layer, in the host's order of adding.
+
+    Layers may be missing (None) and lists differ in length; a smaller batch is broadcast.
+    """
+    total: dict[str, list[Any]] | None = None
+    for result in results:
+        if result is None:
+            continue
+        if total is None:
+            total = {key: list(result.get(key, [])) for key in _KEYS}
+            continue
+        for key in _KEYS:
+            for i, value in enumerate(result.get(key, [])):
+                if i >= len(total[key]):
+                    total[key].append(value)
+                elif value is not None:
+                    before = total[key][i]
+                    total[key][i] = value if before is None else before + value
+    return total
+
+
+def _models(p: Any) -> list[tuple[int, str, Any]]:
+    """Number, model name and model of the host's enabled units, those that have a model."""
+    loaded = getattr(controlnet_script.find(p), "current_params", None) or {}
+    found = []
+    for place, (number, name) in enumerate(controlnet_script.enabled_units(p)):
+        patcher = getattr(getattr(loaded.get(place), "model", None), "model_patcher", None)
+        found.append((number, name, getattr(patcher, "control_model", None)))
+    return found

@@ -1,0 +1,159 @@
+"""The accordion on the page: one `Accordion` for each tab."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from modules.ui_components import InputAccordion
+
+from ..external_code import TITLE
+from ..settings import Setting, fields
+from .arguments import PAGE
+from .gradio_versions import mask_editor
+from .infotext import PASTED, PasteKey, page_value
+from .preset_row import QUICK, PresetRow
+from .presets import PresetError, PresetStore
+from .unit_choices import named_choice, unit_choices
+
+__all__ = ["TITLE", "Accordion"]
+
+log = logging.getLogger(__name__)
+
+_README = Path(__file__).resolve().parents[2] / "README.md"
+_ABOUT = f"""
+Lets several ControlNets work on one picture without one drowning the other. Enable two or more
+ControlNet units: the strongest wins in each place (PixFusion, ChannelFusion), and the background
+units learn where the foreground object is (KV-Injection).
+
+The method: Liu et al., [Cross-ControlNet: Training-Free Fusion of Multiple Conditions for
+Text-to-Image Generation](https://openreview.net/forum?id=89j1hUxOiF), ICLR 2026. How to use it:
+[README](file={_README.as_posix()}).
+"""
+
+
+class Accordion:
+    """The controls of one tab, made inside the current gradio block.
+
+    Args:
+        tab: "txt2img" or "img2img".
+        presets: the presets offered.
+        preset: the name of the one shown at first; "" shows the settings' defaults.
+        unit_count: how many ControlNet units the page has.
+
+    Attributes:
+        controls: the controls in the order of `PAGE`, and in Forge the strokes on the mask image.
+        infotext_fields: what pasting sets, as the WebUI wants it.
+        paste_field_names: what is sent from one tab to another.
+    """
+
+    def __init__(self, tab: str, presets: PresetStore, preset: str, unit_count: int) -> None:
+        self._id = f"{tab}_cross_controlnet"
+        self._initial = _loaded(presets, preset)
+        self._units = unit_choices([None] * unit_count)
+        self._page: dict[str, Any] = {}
+        self._strokes: list[Any] = []
+        self._page["enabled"] = InputAccordion(False, label=TITLE, elem_id=self._id)
+        with self._page["enabled"]:
+            row = PresetRow(self._id, presets)
+            self._build()
+        row.connect(self._page, self._page["enabled"])
+        self.controls = [*(self._page[name] for name in PAGE), *self._strokes]
+        self.infotext_fields = [(self._page[name], PasteKey(name)) for name in PASTED]
+        self.paste_field_names = [fields()[name].infotext for name in PASTED]
+
+    def follow_units(self, models: Sequence[Any]) -> None:
+        """Show the units' models in the unit dropdowns from now on.
+
+        Args:
+            models: ControlNet's own model dropdowns in the order of its units.
+        """
+        ours = [self._page["foreground_unit"], self._page["background_unit"]]
+        inputs = [*models, *ours]
+
+        def name_values(*values: Any) -> list[Any]:
+            choices = unit_choices(values[: len(models)])
+            return [_renamed(value, choices) for value in values[len(models) :]]
+
+        def name_all(*values: Any) -> list[Any]:
+            choices = unit_choices(values[: len(models)])
+            return [_renamed(value, choices, choices=choices) for value in values[len(models) :]]
+
+        for component in models:
+            component.change(name_all, inputs, ours, **QUICK)
+        # ControlNet's own defaults may be there without a change.
+        self._page["enabled"].change(name_all, inputs, ours, **QUICK)
+        # Pasting and presets give a number without a name. The choices stay: in gradio 4 new ones
+        # count as a change, and there would be no end of them.
+        for component in ours:
+            component.change(name_values, inputs, ours, **QUICK)
+
+    def _build(self) -> None:
+        self._add_row("fusion", "delta")
+        self._add_row("foreground_unit", "background_unit")
+        self._add_row("foreground_word")
+        self._add_row("mask_source", "mask_threshold")
+        with gr.Column(visible=self._value("mask_source") == "image") as image_column:
+            self._page["mask_image"], *self._strokes = mask_editor(
+                fields()["mask_image"].label, f"{self._id}_mask_image"
+            )
+        self._add_row("mask_reduction", "show_mask")
+        self._add_row("inject")
+        self._add_row("start_step", "start_layer")
+        with gr.Accordion("About Cross-ControlNet", open=False, elem_id=f"{self._id}_about"):
+            gr.Markdown(_about())
+        self._page["mask_source"].change(
+            lambda source: gr.update(visible=source == "image"),
+            [self._page["mask_source"]],
+            [image_column],
+            **QUICK,
+        )
+
+    def _add_row(self, *names: str) -> None:
+        with gr.Row():
+            for name in names:
+                self._page[name] = self._control(name, fields()[name])
+
+    def _control(self, name: str, setting: Setting) -> Any:
+        common = {"label": setting.label, "elem_id": f"{self._id}_{name}"}
+        common.update(value=self._value(name), info=_short_help(setting))
+        if setting.kind == "flag":
+            return gr.Checkbox(**common)
+        if setting.kind == "choice":
+            return gr.Dropdown(choices=list(setting.choices), **common)
+        if setting.kind == "unit":
+            # Any text goes, since a unit's model may have changed under a saved or pasted value.
+            return gr.Dropdown(choices=self._units, allow_custom_value=True, **common)
+        if setting.kind == "text":
+            return gr.Textbox(max_lines=1, **common)
+        return gr.Slider(setting.minimum, setting.maximum, step=setting.step, **common)
+
+    def _value(self, name: str) -> Any:
+        return page_value(name, self._initial.get(name, fields()[name].default))
+
+
+def _short_help(setting: Setting) -> str:
+    """The first sentence; the page's "about" has the rest."""
+    return setting.help.partition(". ")[0].rstrip(".")
+
+
+def _about() -> str:
+    settings = [f"- **{fields()[name].label}**: {fields()[name].help}" for name in PAGE[1:]]
+    return _ABOUT + "\n" + "\n".join(settings)
+
+
+def _loaded(presets: PresetStore, preset: str) -> dict[str, Any]:
+    try:
+        return presets.load(preset) if preset else {}
+    except PresetError as error:
+        log.warning("the default preset: %s", error)
+        return {}
+
+
+def _renamed(value: Any, known: Sequence[str], **more: Any) -> Any:
+    named = named_choice(value, known)
+    # The value goes along only where it changes, so that it cannot undo what the user just chose.
+    return gr.update(**more) if named == value else gr.update(value=named, **more)
