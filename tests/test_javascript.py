@@ -1,0 +1,161 @@
+"""The page's JavaScript: its own tests, run by node, and that it reads prompts as Python does."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_ccn.prompt import (
+    STOP_WORDS,
+    clean_word,
+    find_word,
+    parse_weights,
+    strip_weights,
+    tokenize,
+    words,
+)
+from lib_ccn.settings import WORD_LIMIT
+
+ROOT = Path(__file__).parent.parent
+TESTS = ROOT / "tests" / "javascript"
+NODE = shutil.which("node")
+
+pytestmark = pytest.mark.skipif(
+    NODE is None, reason="node is not installed: the page's JavaScript was NOT tested"
+)
+
+_WORDS = "red star Star STAR moon a the in of with not man's dog’s well-lit 3d 1girl"  # noqa: RUF001
+_OTHERS = "42 é bär 猫 星 ★ 🌟 , . ! ; : & / _ BREAK BREAK (BREAK) ANDY üBREAK"
+_SYNTAX = r"( ) ( ) [ ] (( )) (red (moon:1.2) :1.3) :0.5 \( \) \[ \\ \\"
+PIECES = f"{_WORDS} {_OTHERS} {_SYNTAX}".split()
+
+
+def ask(script: str, data: Any = None) -> Any:
+    """What `script` leaves in `answer`, with `data` and the scripts' namespace `ccn` at hand."""
+    program = f"""
+        const {{ ccn }} = await import({json.dumps((TESTS / "load.mjs").as_uri())});
+        const data = JSON.parse((await import("node:fs")).readFileSync(0, "utf8"));
+        const {{ prompt, selection }} = ccn;
+        let answer;
+        {script}
+        process.stdout.write(JSON.stringify(answer));
+    """
+    done = subprocess.run(
+        [str(NODE), "--input-type=module", "-e", program],
+        input=json.dumps(data).encode(),
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+def random_prompts(count: int) -> list[str]:
+    chance = random.Random(5)
+    return [
+        chance.choice([" ", " ", ""]).join(chance.choices(PIECES, k=chance.randrange(20)))
+        for _ in range(count)
+    ]
+
+
+class Pieces:
+    """Splits text into whole words as CLIP does, without cutting those into tokens."""
+
+    def __init__(self) -> None:
+        tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+        splits = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+        self.normalizer = tokenizers.normalizers.Sequence(
+            [tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()]
+        )
+        self.splitter = tokenizers.pre_tokenizers.Split(
+            tokenizers.Regex(splits), behavior="removed", invert=True
+        )
+        self.known: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for piece, _ in self.splitter.pre_tokenize_str(self.normalizer.normalize_str(text)):
+            if piece not in self.known:
+                self.known.append(piece)
+            ids.append(self.known.index(piece))
+        return ids
+
+    def piece(self, token: int) -> str:
+        return self.known[token] + "</w>"
+
+
+def test_node_runs_the_tests_of_the_scripts():
+    files = sorted(str(path) for path in TESTS.glob("*.test.mjs"))
+    assert files
+    done = subprocess.run(
+        [str(NODE), "--test", *files], capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout.decode()[-6000:]
+
+
+def test_both_languages_have_the_same_constants():
+    got = ask("answer = [[...prompt.STOP_WORDS].sort(), selection.WORD_LIMIT];")
+    assert got == [sorted(STOP_WORDS), WORD_LIMIT]
+
+
+def test_both_languages_read_weights_alike():
+    prompts = random_prompts(1500)
+    got = ask("answer = data.map((p) => [prompt.parseWeights(p), prompt.cleanWord(p)]);", prompts)
+    for text, (segments, clean) in zip(prompts, got, strict=True):
+        expected = parse_weights(text)
+        assert [s["text"] for s in segments] == [s.text for s in expected], text
+        assert [s["weight"] for s in segments] == pytest.approx([s.weight for s in expected]), text
+        assert clean == clean_word(text), text
+
+
+def test_both_languages_find_the_same_words():
+    """For prompts that a host leaves as they are; chips show each place of a word once more."""
+    pieces = Pieces()
+    prompts = [
+        p for p in random_prompts(1500) if strip_weights(p) == p.strip() == p and ":" not in p
+    ]
+    assert len(prompts) > 100
+    got = ask("answer = data.map((p) => selection.wordsOf(p).chips.map((c) => c.text));", prompts)
+    for text, chips in zip(prompts, got, strict=True):
+        tokenized = tokenize(text, pieces.encode, decode_piece=pieces.piece)
+        # What is read as syntax when it stands in the field, such as BREAK, cannot be chosen.
+        found = [w.text for w in words(tokenized)]
+        expected = [w for w in found if clean_word(w) == w and w != "break"]
+        assert list(dict.fromkeys(chip.lower() for chip in chips)) == expected, text
+
+
+def test_both_languages_agree_on_what_is_missing():
+    pieces = Pieces()
+    chance = random.Random(6)
+    # Prompt editing, which the host resolves before Python sees the prompt, stays out.
+    prompts = [
+        p for p in random_prompts(3000) if "[" not in p and not p.endswith((":0.5", ":1.3)"))
+    ]
+    cases = []
+    for text in prompts:
+        plain = strip_weights(text).split()
+        start = chance.randrange(len(plain) + 1)
+        phrase = " ".join(plain[start : start + chance.randrange(1, 4)])
+        cases.append([text, chance.choice([phrase, phrase.upper(), phrase + " moon", "star"])])
+    got = ask("answer = data.map(([p, w]) => selection.isMissing(selection.wordsOf(p), w));", cases)
+    seen = set()
+    for (text, word), missing in zip(cases, got, strict=True):
+        ids = pieces.encode(clean_word(word))
+        found = find_word(tokenize(text, pieces.encode, decode_piece=pieces.piece), ids)
+        assert missing is (bool(ids) and not found), (text, word)
+        seen.add(missing)
+    assert seen == {True, False}
+
+
+def test_a_script_that_the_browser_cannot_read_would_be_noticed():
+    for path in sorted((ROOT / "javascript").glob("*.js")):
+        done = subprocess.run([str(NODE), "--check", str(path)], capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        assert "innerHTML" not in path.read_text(encoding="utf-8")
