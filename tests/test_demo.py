@@ -127,6 +127,7 @@ def test_one_controlnet_alone(model):
 def test_every_setting_has_an_option():
     options = ["--delta", "0.5", "--no-inject", "--fusion", "max", "--start-step", "3"]
     options += ["--start-layer", "1", "--foreground-unit", "1", "--word", "red star"]
+    options += ["--background-unit", "0"]
     options += ["--mask-source", "silhouette", "--mask-threshold", ".3"]
     changed = parse(options).settings.to_dict(only_changed=True)
     silent = {"enabled", "show_mask", "strict", "mask_image", "version"}

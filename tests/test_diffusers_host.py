@@ -376,7 +376,7 @@ STAGES_OF_THE_METHOD = {
     "recorder": "lib_ccn.foreground.CrossAttentionRecorder._add",
     "grid": "lib_ccn.session.resize_mask",
     "rows": "lib_ccn.attention.row_groups",
-    "layout": "lib_ccn.hosts.diffusers.layout",
+    "layout": "lib_ccn.hosts.diffusers.unet.layout",
 }
 
 

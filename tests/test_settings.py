@@ -107,7 +107,7 @@ def test_names_and_defaults_are_the_published_ones():
 
 def test_a_unit_is_not_foreground_and_background_at_once():
     assert Settings(foreground_unit=0, background_unit=1).background_unit == 1
-    with pytest.raises(SettingsError, match="background_unit = 2 .*another unit than foreground"):
+    with pytest.raises(SettingsError, match=r"background_unit = 2 .*another unit than foreground"):
         Settings(foreground_unit=2, background_unit=2)
     with pytest.raises(SettingsError, match="background_unit"):
         Settings(foreground_unit=0).replace(background_unit=0)

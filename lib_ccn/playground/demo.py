@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,10 +17,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from ..families import FAMILIES
 from ..hosts.diffusers import cross_controlnet
 from ..settings import Settings, SettingsError
-from .demo_model import ModelError, generate, load_pipeline, native_size
+from .demo_model import ModelError, generate
 from .examples import Example, bundled_examples
+from .families import default_side, load_family
 from .figure import Column, Row, draw_figure, overlay, to_image
 from .metrics import object_iou
 from .options import Options
@@ -57,8 +59,10 @@ def run(options: Options) -> int:
     began = time.monotonic()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        pipe = load_pipeline(options.model, options.controlnets, options.device)
-        side = native_size(pipe)
+        if options.random_weights:
+            print(_random_warning(options))
+        pipe = load_family(options.family, options.model, options.controlnets, options.device)
+        side = default_side(pipe, options.random_weights)
         examples = _examples(options, options.size or (side, side))
         results = _generate_all(pipe, examples, options)
         figure = _figure(examples, results, options)
@@ -67,11 +71,12 @@ def run(options: Options) -> int:
     except (ModelError, SettingsError, DemoError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    settings = options.settings
+    settings, family = options.settings, FAMILIES[options.family]
     if settings.inject and "full" in results:
         print(
             f"KV-Injection from step {settings.start_step} of {options.steps} "
-            "(the paper: 5 of 50); full method: " + results["full"].summary
+            f"(the paper: {family.start_step(family.steps)} of {family.steps}); full method: "
+            + results["full"].summary
         )
     print(f"{options.out}  ({time.monotonic() - began:.0f} s)")
     return 0
@@ -79,7 +84,10 @@ def run(options: Options) -> int:
 
 def _examples(options: Options, size: tuple[int, int]) -> list[Example]:
     if options.prompt is None or options.foreground is None or options.background is None:
-        return [_scaled(example, size) for example in bundled_examples(options.seed)]
+        examples = [_scaled(example, size) for example in bundled_examples(options.seed)]
+        if options.random_weights:  # there is no object to be measured
+            return [replace(example, object_mask=None) for example in examples]
+        return examples
     foreground, background = (
         _read_image(path, size) for path in (options.foreground, options.background)
     )
@@ -135,7 +143,8 @@ def _fused(
     on_step: Callable[[int], Any],
 ) -> Result:
     """Every example under `settings`: in one batch, or one per word where the word matters."""
-    own_words = settings.show_mask and not settings.foreground_word
+    reads = settings.show_mask and settings.mask_source == "word"
+    own_words = reads and not settings.foreground_word
     numbered = sorted(enumerate(examples), key=lambda e: e[1].word if own_words else "")
     pictures: dict[int, Tensor] = {}
     masks: dict[int, Tensor | None] = {}
@@ -156,6 +165,7 @@ def _fused(
                 guidance_scale=options.guidance_scale,
                 negative_prompt=options.negative_prompt,
                 on_step=on_step,
+                control_modes=options.control_modes,
             )
         session = control.session
         if session is None or session.error is not None:
@@ -198,7 +208,9 @@ def _figure(
             pictures.append(shown)
             notes.append(note)
         word = settings.foreground_word or example.word
-        rows.append(Row(example.prompt, f"foreground: {word}" if word else "", pictures, notes))
+        below = [f"foreground: {word}"] if word else []
+        below += ["RANDOM WEIGHTS"] if options.random_weights else []
+        rows.append(Row(example.prompt, "; ".join(below), pictures, notes))
     return draw_figure(
         [_head(name, settings) for name in options.columns],
         rows,
@@ -217,13 +229,24 @@ def _head(name: str, settings: Settings) -> Column:
 def _footer(options: Options, measured: bool) -> str:
     settings = options.settings
     source = "" if settings.mask_source == "word" else f" ({settings.mask_source} mask)"
+    sampler = "Flow-matching Euler" if options.family == "flux" else "UniPC"
     parts = [
-        f"UniPC, {options.steps} steps, guidance {options.guidance_scale:g}, seed {options.seed}",
+        f"{sampler}, {options.steps} steps, guidance {options.guidance_scale:g}, "
+        f"seed {options.seed}",
         f"delta {settings.delta:g}",
     ]
     if settings.inject:
         parts.append(f"KV-Injection{source} from step {settings.start_step}")
     text = "; ".join(parts) + "."
+    if options.random_weights:
+        text = f"{_random_warning(options)} {text}"
     if measured:
         text += " Below each picture: IoU of its object with the outline's."
     return text
+
+
+def _random_warning(options: Options) -> str:
+    return (
+        f"RANDOM WEIGHTS: a tiny {FAMILIES[options.family].title} that was never trained. This "
+        "shows that the method runs there, not that it looks good."
+    )

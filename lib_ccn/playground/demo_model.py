@@ -46,7 +46,7 @@ def load_pipeline(
     Raises:
         ModelError: something is missing, cannot be read, or is not Stable Diffusion 1.5.
     """
-    place = _usable(device)
+    place = usable_device(device)
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
     source = BUNDLED if model is None else model
     folder = _folder(source)
@@ -62,8 +62,8 @@ def load_pipeline(
         raise ModelError(f"{len(controlnets)} ControlNet given: the method fuses two or more")
     for net in controlnets:
         _check_controlnet(net)
-    nets = [_load(ControlNetModel, net) for net in controlnets]
-    pipe = _load(StableDiffusionControlNetPipeline, source, controlnet=nets)
+    nets = [load_part(ControlNetModel, net) for net in controlnets]
+    pipe = load_part(StableDiffusionControlNetPipeline, source, controlnet=nets)
     _check_family(pipe, nets, source, controlnets)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -111,7 +111,14 @@ def with_one_controlnet(pipe: Any, number: int) -> StableDiffusionControlNetPipe
 
 def native_size(pipe: Any) -> int:
     """The side, in pixels, of the pictures that the model was trained on."""
+    if is_flux(pipe):
+        return int(pipe.default_sample_size * pipe.vae_scale_factor)
     return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+
+
+def is_flux(pipe: Any) -> bool:
+    """Whether the pipeline is one of FLUX, which has other arguments."""
+    return hasattr(pipe, "transformer")
 
 
 @torch.inference_mode()
@@ -126,11 +133,13 @@ def generate(
     negative_prompt: str = "",
     size: tuple[int, int] | None = None,
     on_step: Callable[[int], None] | None = None,
+    control_modes: Sequence[int] | None = None,
 ) -> Tensor:
     """Make one picture per prompt: float32 [B, 3, height, width] in [0, 1], on the CPU.
 
     Args:
-        pipe: what `load_pipeline`, `without_controlnets` or `with_one_controlnet` returned.
+        pipe: what `load_pipeline`, `without_controlnets` or `with_one_controlnet` returned, or
+            `families.load_family`.
         prompts: B of them.
         seeds: one per picture, so that it does not depend on the batch it is made in.
         conditions: [B, 3, height, width] in [0, 1], or one such tensor per ControlNet.
@@ -139,11 +148,19 @@ def generate(
         negative_prompt: for every picture.
         size: (width, height) where there are no conditions to take it from.
         on_step: called after every step with the number of pictures in the batch.
+        control_modes: of FLUX union ControlNets, one per condition.
     """
     # Noise is drawn on the CPU, so that a seed means the same picture on every device.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     more: dict[str, Any] = {}
-    if conditions is not None:
+    if conditions is not None and is_flux(pipe):
+        # A tensor goes to the VAE as it is, and that was trained on [-1, 1].
+        more["control_image"] = [condition * 2 - 1 for condition in conditions]
+        # It takes no single number for several ControlNets, its own default included.
+        more["controlnet_conditioning_scale"] = [1.0] * len(conditions)
+        more["height"], more["width"] = conditions[0].shape[-2:]
+        more["control_mode"] = None if control_modes is None else list(control_modes)
+    elif conditions is not None:
         more["image"] = conditions if isinstance(conditions, Tensor) else list(conditions)
     elif size is not None:
         more["width"], more["height"] = size
@@ -169,7 +186,8 @@ def generate(
     )
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, tried; raises ModelError."""
     try:
         place = torch.device(device)
         torch.empty(1, device=place)
@@ -243,7 +261,11 @@ def _check_family(
             )
 
 
-def _load(kind: Any, source: str | Path, **more: Any) -> Any:
+def load_part(kind: Any, source: str | Path, **more: Any) -> Any:
+    """Load a pipeline or ControlNet of a class; raises ModelError with the first line of why not.
+
+    Only a hub id may use the network.
+    """
     folder = _folder(source)
     try:
         return kind.from_pretrained(
@@ -254,5 +276,5 @@ def _load(kind: Any, source: str | Path, **more: Any) -> Any:
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
-        what = "ControlNet" if kind is ControlNetModel else "model"
+        what = "ControlNet" if kind.__name__.endswith("ControlNetModel") else "model"
         raise ModelError(f"the {what} {source} cannot be loaded: {first[0]}") from error

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..families import FAMILIES
 from ..settings import Setting, Settings, SettingsError, fields
 
 # The demo is about the method and shows its mask in a column, so these have nothing to say in it.
 _WITHOUT_OPTION = ("enabled", "show_mask", "strict")
 COLUMNS = ("foreground", "background", "sum", "mean", "max", "pix", "pix+channel", "full", "mask")
-BUNDLED_GUIDANCE, GUIDANCE = 3.0, 7.5
+BUNDLED_GUIDANCE, GUIDANCE = 3.0, FAMILIES["sd15"].guidance_scale
+STEPS = {"sd15": 20, "sdxl": 20, "flux": FAMILIES["flux"].steps}
 # The bundled model's latents are half as wide as Stable Diffusion's at 512x512: its maps of 16x16
 # tokens are those of half resolution, and they find the object (benchmarks/MASK_STUDY.md).
 BUNDLED_MASK_REDUCTION = 2
@@ -27,7 +29,10 @@ with Cross-ControlNet; and write them side by side as one figure.
 Without options: six bundled examples with the bundled demo model, a miniature Stable Diffusion
 for drawn pictures of 64x64. It makes what it was trained on: "a red star over a green field"
 with the shapes star, ring, cross, heart, triangle, the colours red, yellow, green, cyan, blue,
-pink, and the regions sky, hills, field, sand, water."""
+pink, and the regions sky, hills, field, sand, water.
+
+--family sdxl or flux takes real models of these families, or without --model tiny ones with random
+weights, made on the spot: their figure shows that the method runs there, not that it looks good."""
 EPILOG = """\
 examples:
   python3 run.py demo
@@ -35,15 +40,22 @@ examples:
   python3 run.py demo --delta 0.5 --mask-source silhouette
   python3 run.py demo --prompt "a knight in a forest" --word knight
       --foreground pose.png --background depth.png --model path/to/stable-diffusion-1.5
-      --controlnet path/to/openpose --controlnet path/to/depth --device cuda"""
+      --controlnet path/to/openpose --controlnet path/to/depth --device cuda
+  python3 run.py demo --family flux
+  python3 run.py demo --family flux --prompt "a knight in a forest"
+      --foreground canny.png --background depth.png --model black-forest-labs/FLUX.1-dev
+      --controlnet path/to/flux-canny --controlnet path/to/flux-depth --device cuda"""
 
 
 @dataclass(frozen=True)
 class Options:
     """What the command line asked for, checked.
 
-    `size` is (width, height) or None for the model's own; `guidance_scale` is resolved.
+    `family` is a key of `FAMILIES`; `size` is (width, height) or None for the model's own;
+    `steps` and `guidance_scale` are resolved; `control_modes` are of union ControlNets.
     """
+
+    family: str
 
     prompt: str | None
     foreground: Path | None
@@ -55,10 +67,16 @@ class Options:
     settings: Settings
     model: str | None
     controlnets: list[str] | None
+    control_modes: list[int] | None
     device: str
     size: tuple[int, int] | None
     columns: tuple[str, ...]
     out: Path
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the model is made on the spot."""
+        return self.model is None and self.family != "sd15"
 
 
 def parse(argv: list[str] | None = None) -> Options:
@@ -73,12 +91,22 @@ def parse(argv: list[str] | None = None) -> Options:
     for path in images:
         if path is not None and not path.is_file():
             parser.exit(2, f"error: there is no image {path}\n")
+    if given.controlnet and not given.model and given.family != "sd15":
+        parser.exit(2, "error: --controlnet needs the --model that it belongs to\n")
+    if given.family == "flux" and given.negative_prompt:
+        parser.exit(2, "error: FLUX is guidance-distilled: it takes no --negative-prompt\n")
+    if given.control_mode and given.family != "flux":
+        parser.exit(2, "error: --control-mode is for --family flux\n")
+    if given.steps is None:
+        given.steps = STEPS[given.family]
     try:
         settings = _read_settings(given)
     except (SettingsError, _UnreadableError) as error:
         parser.exit(2, f"error: {error}\n")
-    default_guidance = BUNDLED_GUIDANCE if given.model is None else GUIDANCE
+    bundled = given.model is None and given.family == "sd15"
+    default_guidance = BUNDLED_GUIDANCE if bundled else FAMILIES[given.family].guidance_scale
     return Options(
+        family=given.family,
         prompt=given.prompt,
         foreground=given.foreground,
         background=given.background,
@@ -89,6 +117,7 @@ def parse(argv: list[str] | None = None) -> Options:
         settings=settings,
         model=given.model,
         controlnets=given.controlnet,
+        control_modes=given.control_mode,
         device=given.device,
         size=given.size,
         columns=given.columns,
@@ -96,9 +125,12 @@ def parse(argv: list[str] | None = None) -> Options:
     )
 
 
-def proportional_start(steps: int) -> int:
-    """Where injection begins when nobody says it: the paper's step 5 of 50, in proportion."""
-    return round(steps * 5 / 50)
+def proportional_start(steps: int, family: str = "sd15") -> int:
+    """Where injection begins when nobody says it: the paper's step 5 of 50, in proportion.
+
+    For FLUX it is the paper's step 3 of 28.
+    """
+    return FAMILIES[family].start_step(steps)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -117,16 +149,21 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--background", type=Path, metavar="IMAGE", help="the rest's condition")
     own.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to draw")
 
-    sampling = parser.add_argument_group("sampling (UniPC)")
+    sampling = parser.add_argument_group("sampling (UniPC; FLUX: flow-matching Euler)")
     sampling.add_argument(
         "--seed", type=_at_least(0), default=0, help="the first picture's (default: 0)"
     )
-    sampling.add_argument("--steps", type=_at_least(1), default=20, help="default: 20")
+    sampling.add_argument(
+        "--steps",
+        type=_at_least(1),
+        help=f"default: {STEPS['sd15']}, FLUX {STEPS['flux']}",
+    )
     sampling.add_argument(
         "--guidance-scale",
         type=float,
         metavar="CFG",
-        help=f"default: {BUNDLED_GUIDANCE:g} with the bundled model, otherwise {GUIDANCE:g}",
+        help=f"default: {BUNDLED_GUIDANCE:g} with the bundled model, otherwise {GUIDANCE:g}; "
+        f"FLUX {FAMILIES['flux'].guidance_scale:g}",
     )
     sampling.add_argument(
         "--size",
@@ -138,15 +175,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     models = parser.add_argument_group("model")
     models.add_argument(
+        "--family",
+        choices=tuple(FAMILIES),
+        default="sd15",
+        help="of the model: " + ", ".join(f"{k} ({f.title})" for k, f in FAMILIES.items()),
+    )
+    models.add_argument(
         "--model",
         metavar="DIR|HUBID",
-        help="a Stable Diffusion 1.5 in diffusers' layout (default: the bundled one)",
+        help="a model of the family in diffusers' layout (default: the bundled one; for sdxl and "
+        "flux a tiny one with random weights)",
     )
     models.add_argument(
         "--controlnet",
         action="append",
         metavar="DIR|HUBID",
         help="give it twice: the foreground's, then the background's",
+    )
+    models.add_argument(
+        "--control-mode",
+        action="append",
+        type=_at_least(0),
+        metavar="N",
+        help="of a FLUX union ControlNet, once per --controlnet",
     )
     models.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
 
@@ -182,7 +233,10 @@ class _UnreadableError(Exception):
 
 def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) -> None:
     default = repr(setting.default)
-    more = "a tenth of the steps, as the paper's 5 of 50" if name == "start_step" else default
+    flux = FAMILIES["flux"].defaults.get(name)
+    more = default if flux is None else f"{default}, FLUX {flux!r}"
+    if name == "start_step":
+        more = "a tenth of the steps, as the paper's 5 of 50; FLUX: its 3 of 28 in proportion"
     options = [f"--{name.replace('_', '-')}"]
     if name == "foreground_word":
         options.append("--word")
@@ -200,8 +254,9 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
 
 
 def _read_settings(given: argparse.Namespace) -> Settings:
-    values: dict[str, Any] = {"start_step": proportional_start(given.steps)}
-    if given.model is None:
+    family = FAMILIES[given.family]
+    values: dict[str, Any] = {**family.defaults, "start_step": family.start_step(given.steps)}
+    if given.model is None and given.family == "sd15":
         values["mask_reduction"] = BUNDLED_MASK_REDUCTION
     if given.settings is not None:
         values.update(_read_json(given.settings))
@@ -210,7 +265,7 @@ def _read_settings(given: argparse.Namespace) -> Settings:
         if value is not None:
             values[name] = _value(setting, value)
     values["enabled"] = True
-    settings = Settings.from_dict(values)
+    settings = family.settings(values)
     settings.check_usable()
     return settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 # Advice about packages that nothing here needs, and a warning about no module at all. Everything
 # else is still said.
@@ -10,6 +11,7 @@ _NOISE = (
     "requires torchvision",
     "`accelerate` was not found",
     "that should be kept in float32: []",
+    "The conditionings will be fixed across the prompts",  # SDXL's, of conditions that are not
 )
 
 
@@ -22,6 +24,10 @@ def silence_libraries() -> None:
     import diffusers.utils.logging
     import transformers.utils.logging
 
+    # The first is said by one of diffusers' own modules to another; the second names an argument
+    # that all of its versions know.
+    warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
     for library in (diffusers, transformers):
         library.utils.logging.get_logger(library.__name__)  # makes its handler
         library.utils.logging.disable_progress_bar()

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from modules.ui_components import InputAccordion
 
 from ..external_code import TITLE
 from ..settings import Setting, fields
 from .arguments import PAGE
-from .gradio_versions import mask_editor
+from .gradio_versions import file_url, input_accordion, mask_editor
 from .infotext import PASTED, PasteKey, page_value
 from .preset_row import QUICK, PresetRow
 from .presets import PresetError, PresetStore
@@ -31,7 +30,7 @@ units learn where the foreground object is (KV-Injection).
 
 The method: Liu et al., [Cross-ControlNet: Training-Free Fusion of Multiple Conditions for
 Text-to-Image Generation](https://openreview.net/forum?id=89j1hUxOiF), ICLR 2026. How to use it:
-[README](file={_README.as_posix()}).
+[README]({file_url(_README)}).
 """
 
 
@@ -56,8 +55,8 @@ class Accordion:
         self._units = unit_choices([None] * unit_count)
         self._page: dict[str, Any] = {}
         self._strokes: list[Any] = []
-        self._page["enabled"] = InputAccordion(False, label=TITLE, elem_id=self._id)
-        with self._page["enabled"]:
+        self._page["enabled"], inside = input_accordion(TITLE, self._id)
+        with inside:
             row = PresetRow(self._id, presets)
             self._build()
         row.connect(self._page, self._page["enabled"])
@@ -97,8 +96,10 @@ class Accordion:
         self._add_row("foreground_word")
         self._add_row("mask_source", "mask_threshold")
         with gr.Column(visible=self._value("mask_source") == "image") as image_column:
+            image = fields()["mask_image"]
+            gr.Markdown(f"**{image.label}**: paint over the foreground, or upload a mask as it is.")
             self._page["mask_image"], *self._strokes = mask_editor(
-                fields()["mask_image"].label, f"{self._id}_mask_image"
+                image.label, f"{self._id}_mask_image"
             )
         self._add_row("mask_reduction", "show_mask")
         self._add_row("inject")

@@ -131,6 +131,7 @@ class Generation:
         """Step in between the units and the UNet for the run that is about to begin."""
         if self._problem is not None or not isinstance(x, Tensor):
             return
+        self._close_samplings()  # the pass before this one, if any, is over
         hires = bool(getattr(self.p, "is_hr_pass", False))
         sampling = Sampling(
             self.p,
@@ -155,17 +156,18 @@ class Generation:
             return
         try:
             strip = mask_strip(picture, self.masks[number])
-            if hasattr(self.p, "extra_result_images"):  # Forge and its kin
-                self.p.extra_result_images.append(strip)
-            else:
-                self._strips.append(strip)
+            self._strips.append(strip)
             if options.saves_masks():
                 _save(self.p, strip, number)
         except Exception as error:
             log.warning("Cross-ControlNet cannot show the mask: %s", error, exc_info=error)
 
     def deliver(self, processed: Any) -> None:
-        """Add the masks to the results where the WebUI has no better place for them."""
+        """Add the masks to the results.
+
+        Forge and its kin have `extra_result_images` for such pictures, but reForge's API leaves
+        them out.
+        """
         images = getattr(processed, "images", None)
         if self._strips and isinstance(images, list):
             images.extend(self._strips)

@@ -1,13 +1,40 @@
-"""What differs between gradio 3.41 (AUTOMATIC1111, reForge, Forge Classic) and 4.40 (Forge)."""
+"""What differs between gradio 3.41 (AUTOMATIC1111, reForge, Forge Classic), 4.40 (Forge), and the
+gradio of the playground, which has no WebUI around it.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-_GRADIO_3 = gr.__version__.startswith("3.")
+_MAJOR = int(gr.__version__.partition(".")[0])
+_GRADIO_3 = _MAJOR == 3
 _HEIGHT = 400
+_WHITE = "#ffffff"
+
+
+def input_accordion(label: str, elem_id: str) -> tuple[Any, Any]:
+    """Make an accordion with a checkbox of its own.
+
+    Returns the checkbox, and the context that what stands inside is made in. In a WebUI both are
+    its own `InputAccordion`, closed and off; elsewhere it is open and on.
+    """
+    try:
+        from modules.ui_components import InputAccordion
+    except ImportError:
+        accordion = gr.Accordion(label, open=True, elem_id=elem_id)
+        with accordion:
+            return gr.Checkbox(True, label="On", elem_id=f"{elem_id}-checkbox"), accordion
+    made = InputAccordion(False, label=label, elem_id=elem_id)
+    return made, made
+
+
+def file_url(path: Path) -> str:
+    """Where the page finds a file of this machine that it is allowed to show."""
+    route = "file=" if _MAJOR < 5 else "gradio_api/file="
+    return f"{route}{path.as_posix()}"
 
 
 def mask_editor(label: str, elem_id: str) -> list[Any]:
@@ -25,25 +52,36 @@ def mask_editor(label: str, elem_id: str) -> list[Any]:
             type="pil",
             image_mode="RGBA",
             brush_radius=40,
-            brush_color="#ffffff",
+            brush_color=_WHITE,
             mirror_webcam=False,
             height=_HEIGHT,
         )
         return [sketch]
+    if _MAJOR > 4:
+        editor = gr.ImageEditor(
+            label=label,
+            elem_id=elem_id,
+            type="pil",
+            image_mode="RGBA",
+            sources=("upload", "clipboard"),
+            brush=gr.Brush(default_size=40, colors=[_WHITE], color_mode="fixed"),
+            layers=False,
+            height=_HEIGHT,
+        )
+        return [editor]
     try:
         from modules_forge.forge_canvas.canvas import ForgeCanvas
     except ImportError:
         return [gr.Image(label=label, elem_id=elem_id, type="pil", image_mode="RGBA")]
     # gradio 4's own editor draws without pause, which hangs a page without a graphics card.
-    gr.Markdown(label)
     canvas = ForgeCanvas(
         elem_id=elem_id,
         height=_HEIGHT,
-        scribble_color="#ffffff",
+        scribble_color=_WHITE,
         scribble_color_fixed=True,
         scribble_alpha_fixed=True,
         scribble_softness_fixed=True,
-        scribble_width=10,
+        scribble_width=4,
     )
     canvas.background.label = label
     canvas.foreground.label = f"{label} strokes"

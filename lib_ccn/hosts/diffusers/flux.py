@@ -1,0 +1,334 @@
+"""FLUX pipelines with a `FluxMultiControlNetModel`.
+
+A FLUX ControlNet gives the transformer one residual per attention block, each a sequence
+[B, tokens, C] over the packed 2x2 latents. They are fused as maps [B, C, h, w]: PixFusion, and
+ChannelFusion on the last of them, which is the last single-stream residual, or the last
+double-stream one where no unit has single-stream blocks **[choice]**.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers import FluxMultiControlNetModel
+from diffusers.models import attention_dispatch
+from torch import Tensor, nn
+
+from ...attention import InjectionTally, SelfAttention
+from ...images import decode_mask
+from ...joint_attention import (
+    JointAttentionRecorder,
+    capture_joint_keys_values,
+    inject_joint_keys_values,
+    joint_attention_layers,
+)
+from ...prompt import END_OF_WORD, Token, TokenizedPrompt, strip_weights
+from ...session import Session
+from ...units import Call, Unit
+from .control import CrossControlNet, in_front, unit_name
+
+SEVERAL = (FluxMultiControlNetModel,)
+_BY_UNIT = ("controlnet_cond", "controlnet_mode", "conditioning_scale")
+_TORCH_ATTENTION = (
+    "native",
+    "_native_cudnn",
+    "_native_efficient",
+    "_native_flash",
+    "_native_math",
+)
+_BEGINS_WORD = "\u2581"  # what SentencePiece writes for a space
+
+
+def check_belonging(pipe: Any) -> None:
+    """Raise ValueError if a ControlNet of the pipeline does not fit its transformer."""
+    ours = pipe.transformer.config
+    for number, net in enumerate(pipe.controlnet.nets):
+        for name in (
+            "in_channels",
+            "num_attention_heads",
+            "attention_head_dim",
+            "joint_attention_dim",
+            "pooled_projection_dim",
+        ):
+            if net.config.get(name) != ours.get(name):
+                raise ValueError(
+                    f"ControlNet {unit_name(number, net)} does not belong to this pipeline's "
+                    f"transformer: its {name} is {net.config.get(name)}, the transformer's is "
+                    f"{ours.get(name)}"
+                )
+
+
+class FluxSession(Session):
+    """A session whose ControlNets and backbone attend to text and image in one sequence.
+
+    Residuals go in and come out as maps; the latent size of its calls is that of the packed
+    latents, which are the image tokens.
+    """
+
+    def __init__(self, settings: Any, transformer: nn.Module, units: Any, **more: Any) -> None:
+        super().__init__(settings, transformer, units, **more)
+        self._word.recorder = JointAttentionRecorder(transformer)
+        if self._reads_word:
+            self._word.attach()
+
+    def layers_of(self, module: nn.Module) -> list[SelfAttention]:
+        """The joint attention of a ControlNet's blocks."""
+        return joint_attention_layers(module)
+
+    @contextmanager
+    def capturing(self, unit: Unit) -> Iterator[None]:
+        """Keys and values are recorded while the foreground unit's ControlNet runs."""
+        with (
+            _torch_attention(unit.layers),
+            capture_joint_keys_values(
+                unit.layers, self._store, self._image_tokens, self.settings.start_layer
+            ),
+        ):
+            yield
+
+    @contextmanager
+    def injecting(self, unit: Unit) -> Iterator[InjectionTally]:
+        """They are injected while a background unit's ControlNet runs."""
+        with (
+            _torch_attention(unit.layers),
+            inject_joint_keys_values(
+                unit.layers,
+                self._store,
+                self._foreground_for,
+                self._image_tokens,
+                self.settings.start_layer,
+                self._row_mask(self.usable),
+            ) as tally,
+        ):
+            yield tally
+
+    @property
+    def _image_tokens(self) -> int:
+        assert self._call is not None
+        height, width = self._call.latent_size
+        return height * width
+
+
+class FluxControl(CrossControlNet):
+    """Follows a pipeline with a FLUX transformer.
+
+    `encode_prompt` is called twice where the pipeline has true guidance with a negative prompt,
+    and so is the transformer in each step: the first time counts.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._began = False
+        self._images: list[Tensor] = []
+        self._ids: Tensor | None = None
+        self._grid = (0, 0)
+
+    # What is put in front of the pipeline's own methods
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """The pipeline's own methods are followed inside; afterwards all is as it was."""
+        with ExitStack() as undo:
+            undo.enter_context(in_front(self.pipe, "check_inputs", self.check_inputs))
+            undo.enter_context(in_front(self.pipe, "prepare_image", self.prepare_image))
+            undo.enter_context(super().following())
+            yield
+
+    def check_inputs(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The pipeline was called: the next prompt to be encoded is the positive one."""
+        self.end()
+        self._began = True
+        return own(*args, **kwargs)
+
+    def encode_prompt(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A generation begins, unless this is the negative prompt."""
+        if not self._began:
+            return own(*args, **kwargs)
+        self._began = False
+        result = super().encode_prompt(own, *args, **kwargs)
+        seen = self.pipe.transformer.register_forward_hook(self._transformer_done)
+        self._undo.callback(seen.remove)
+        return result
+
+    def prepare_image(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A condition image, which the pipeline goes on to encode to latents."""
+        image = own(*args, **kwargs)
+        self._images.append(image)
+        return image
+
+    def _transformer_done(self, *_: Any) -> None:
+        if self.session is not None:
+            self.session.end_call()
+
+    def end(self) -> None:
+        """Take the hooks of the running generation away."""
+        super().end()
+        self._images, self._ids = [], None
+
+    # What a family knows
+
+    def prompt_of(self, given: Mapping[str, Any]) -> Any:
+        """The T5 encoder's prompt: the other encoder's tokens do not reach attention."""
+        return given.get("prompt_2") or given.get("prompt")
+
+    def _begin(self, arguments: dict[str, Any]) -> tuple[Session, dict[Unit, Callable[[], Any]]]:
+        rows = len(arguments["hidden_states"])
+        prompts = self._take_pending(rows, arguments["encoder_hidden_states"].shape[1])
+        # As the host pairs them: the shortest list decides, and a single ControlNet takes all.
+        values = list(zip(*(arguments[name] for name in _BY_UNIT), strict=False))
+        nets = list(self.pipe.controlnet.nets)
+        nets = nets * len(values) if len(nets) == 1 else nets[: len(values)]
+        values = values[: len(nets)]
+        if prompts is not None:
+            self._start(prompts, nets)
+        session = self.session
+        assert session is not None
+        active = self._active(session, arguments, values)
+        session.begin_call(
+            Call(
+                latent_size=self._token_grid(arguments),
+                step=self._clock.step,
+                pictures=range(rows),
+                conditional=range(rows),
+            ),
+            list(active),
+        )
+        return session, active
+
+    def _start(self, prompts: list[TokenizedPrompt], nets: Sequence[Any]) -> None:
+        units = [Unit(net, unit_name(number, net)) for number, net in enumerate(nets)]
+        if len(self._images) == len(units):
+            for unit, image in zip(units, self._images, strict=True):
+                # The pipeline's own processor gives [-1, 1]; a tensor comes as its owner made it.
+                unit.condition = (image + 1) / 2 if image.amin() < 0 else image
+        self._images = []
+        self.session = FluxSession(
+            self.settings,
+            self.pipe.transformer,
+            units,
+            prompts=prompts,
+            encode=self._encode,
+            mask_image=decode_mask(self.settings),
+        )
+
+    def _active(
+        self, session: Session, arguments: Mapping[str, Any], values: Sequence[tuple[Any, ...]]
+    ) -> dict[Unit, Callable[[], Any]]:
+        """How each unit that takes part in this call is run."""
+        shared = {name: value for name, value in arguments.items() if name not in _BY_UNIT}
+        shared["return_dict"] = False
+        active: dict[Unit, Callable[[], Any]] = {}
+        for unit, (image, mode, scale) in zip(session.units, values, strict=True):
+
+            def forward(
+                unit: Unit = unit, image: Any = image, mode: Any = mode, scale: Any = scale
+            ) -> Any:
+                return unit.module(
+                    **shared,
+                    controlnet_cond=image,
+                    controlnet_mode=mode[:, None],
+                    conditioning_scale=scale,
+                )
+
+            if scale != 0:
+                active[unit] = forward
+        return active
+
+    def fused(
+        self, session: Session, outputs: dict[Unit, Any], arguments: Mapping[str, Any]
+    ) -> Any:
+        """The transformer's two lists of residuals, as a `FluxMultiControlNetModel` has them."""
+        doubles, singles = (
+            _common_depth([len(getattr(unit.module, name)) for unit in session.units])
+            for name in ("controlnet_blocks", "controlnet_single_blocks")
+        )
+        like = next(samples for output in outputs.values() for samples in output if samples)[0]
+        maps = {
+            unit: [
+                tokens.mT.unflatten(-1, self._grid)
+                for samples, depth in zip(output, (doubles, singles), strict=True)
+                for tokens in _padded(samples, depth, like)
+            ]
+            for unit, output in outputs.items()
+        }
+        tokens = [fused.flatten(2).mT for fused in session.fuse(maps)]
+        return tokens[:doubles] or None, tokens[doubles:] or None
+
+    def _token_grid(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Rows and columns of the image tokens, as their positions say."""
+        ids = arguments["img_ids"]
+        if ids is not self._ids:
+            last = ids.reshape(-1, ids.shape[-1]).amax(0).tolist()
+            grid = int(last[1]) + 1, int(last[2]) + 1
+            tokens = arguments["hidden_states"].shape[1]
+            if grid[0] * grid[1] != tokens:
+                raise ValueError(f"positions of {grid[0]}x{grid[1]} for {tokens} image tokens")
+            self._ids, self._grid = ids, grid
+        return self._grid
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.pipe.tokenizer_2(text, add_special_tokens=False).input_ids)
+
+    def tokenize(self, prompt: str, tokens: int) -> TokenizedPrompt:
+        """Where the prompt's tokens stand in a T5 context of that many tokens, the end included."""
+        prompt = strip_weights(prompt) if self._weighted else prompt
+        ids = self._encode(prompt)
+        pieces = list(self.pipe.tokenizer_2.convert_ids_to_tokens(ids))
+        content = tokens - 1
+        placed = tuple(
+            Token(token, place, clip_piece(piece, pieces[place + 1 : place + 2]))
+            for place, (token, piece) in enumerate(zip(ids, pieces, strict=True))
+        )
+        return TokenizedPrompt(placed[:content], 1, content, tuple(ids[content:]))
+
+
+def clip_piece(piece: str, following: Sequence[str]) -> str:
+    """A SentencePiece piece as CLIP would write it, where a word's end is marked, not its start."""
+    ends = not following or following[0].startswith(_BEGINS_WORD)
+    bare = piece.removeprefix(_BEGINS_WORD)
+    return bare + END_OF_WORD if ends and bare else bare
+
+
+def _common_depth(depths: Sequence[int]) -> int:
+    """How many residuals the host adds up: the fewest of any unit that has some.
+
+    None at all where the first unit has none, whatever the others have.
+    """
+    return min((depth for depth in depths if depth), default=0) if depths[0] else 0
+
+
+def _padded(samples: Sequence[Tensor] | None, depth: int, like: Tensor) -> list[Tensor]:
+    """A unit's first residuals; zeros for a unit that has none."""
+    return list(samples[:depth]) if samples else [torch.zeros_like(like)] * depth
+
+
+@contextmanager
+def _torch_attention(layers: Sequence[SelfAttention]) -> Iterator[None]:
+    """These layers use torch's own attention function, which can be listened to.
+
+    Where a user chose another one, by a private attribute of the processors or for all of
+    diffusers, it is set aside.
+    """
+    name = "_attention_backend"
+    with ExitStack() as undo:
+        for layer in layers:
+            processor = getattr(layer.module, "processor", None)
+            if not hasattr(processor, name):
+                continue
+            chosen = getattr(processor, name) or _chosen_for_all()
+            if getattr(chosen, "value", chosen) in _TORCH_ATTENTION:
+                continue
+            if name in vars(processor):
+                undo.callback(setattr, processor, name, getattr(processor, name))
+            else:
+                undo.callback(delattr, processor, name)
+            setattr(processor, name, "native")
+        yield
+
+
+def _chosen_for_all() -> Any:
+    registry = getattr(attention_dispatch, "_AttentionBackendRegistry", None)
+    return "native" if registry is None else registry.get_active_backend()[0]
