@@ -1,4 +1,4 @@
-"""The commands of this project: `python3 run.py demo`, `test`, `bench`, `train`, `gates`.
+"""The commands of this project: `run.py demo`, `playground`, `test`, `bench`, `hosttest`, ...
 
 Needs Python 3.10 to 3.12 and nothing else. Makes `.venv` beside this file, installs the pinned
 packages of `requirements/` in it, and runs the command there. Runs again are quick: the
@@ -37,7 +37,7 @@ class SetupError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A word after `run.py`: the module it runs, and the requirements that the module needs."""
+    """A word after `run.py`: the module or folder it runs, and the requirements of that."""
 
     help: str
     module: str
@@ -51,13 +51,29 @@ COMMANDS = {
         "lib_ccn.playground",
         ("demo",),
     ),
+    "playground": Command(
+        "a page in the browser to try the method: draw, choose, compare, look inside",
+        "lib_ccn.playground",
+        ("page",),
+        ("demo", "playground"),
+    ),
     "test": Command(
         "ruff, mypy and pytest; with pytest options, pytest alone",
         "pytest",
         ("-rfEs",),
-        ("demo", "test"),
+        ("demo", "playground", "test"),
     ),
-    "bench": Command("what the method costs: [names...] [--quick]", "benchmarks"),
+    "bench": Command(
+        "what the method costs: [names...] [--quick]; what it is good for: fidelity", "benchmarks"
+    ),
+    "hosttest": Command(
+        "try the extension in an installed WebUI: --webui DIR [--quick] [--page]",
+        "tests/hosts",
+        groups=("demo", "test"),
+    ),
+    "explain": Command(
+        "draw the figures of docs/how-it-works.md", "lib_ccn.playground", ("explain",)
+    ),
     "train": Command("train the demo model from scratch", "training"),
     "gates": Command("measure the demo model's quality gates", "training.gates"),
 }
@@ -485,10 +501,15 @@ def dispatch(arguments: list[str], root: Path) -> int:
         other = other_python()
         raise SetupError(reason + (f"; try: {other} run.py {name}" if other else ""))
     environment = Environment(root, options.verbose)
-    environment.prepare(command.groups)
+    # Only the tests of the page drive a browser.
+    page = ("page",) if name == "hosttest" and "--page" in rest else ()
+    environment.prepare((*command.groups, *page))
     if name == "test":
         return run_tests(environment, rest)
-    return environment.run(["-m", command.module, *command.arguments, *rest])
+    # `tests` is no package, and another one of that name may be installed.
+    is_folder = "/" in command.module
+    start = [str(root / command.module)] if is_folder else ["-m", command.module]
+    return environment.run([*start, *command.arguments, *rest])
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:

@@ -77,7 +77,7 @@ class Session:
         self.injected = 0
         self._assign_roles()
         self._image = mask_image
-        self._word = WordMask(settings, unet, prompts, encode, self._note)
+        self._word = WordMask(settings, unet, prompts, encode, self.note)
         self._call: Call | None = None
         self._step: int | None = None
         self._store: KeyValueStore = {}
@@ -182,6 +182,12 @@ class Session:
         for unit in self.units:
             unit.condition = None
 
+    def note(self, text: str) -> None:
+        """Tell the user something, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            log.warning("Cross-ControlNet: %s", text)
+
     def __enter__(self) -> Session:
         return self
 
@@ -269,7 +275,7 @@ class Session:
         if not call.whole:
             self._word.pause()
             if self.settings.inject:
-                self._note("the UNet works on tiles: the units are fused, nothing is injected")
+                self.note("the UNet works on tiles: the units are fused, nothing is injected")
             return
         if self._step is None or call.step != self._step:
             self._step = call.step
@@ -309,7 +315,7 @@ class Session:
     def _silhouette(self, call: Call, pictures: int) -> Tensor | None:
         foreground = next((u for u in self.units if u.role is Role.FOREGROUND), None)
         if foreground is None or foreground.condition is None:
-            self._note("no silhouette: the foreground unit's condition image is not known")
+            self.note("no silhouette: the foreground unit's condition image is not known")
             return None
         condition = foreground.condition
         if len(condition) > 1:
@@ -360,11 +366,6 @@ class Session:
         for unit, tensors in residuals.items():
             if unit.role is Role.FOREGROUND:
                 self._word.observe(tensors, self._call.pictures)
-
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
-            log.warning("Cross-ControlNet: %s", text)
 
     def _fail(self, error: Exception) -> None:
         """Switch the method off for this generation; the host's sum takes over.

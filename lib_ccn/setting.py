@@ -20,6 +20,7 @@ IMAGE_LIMIT = 48 * 2**20
 # Shows a value in a message, long ones shortened.
 short = reprlib.Repr()
 short.maxstring = short.maxother = short.maxlong = 60
+short.maxlevel = 2
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 

@@ -5,3 +5,25 @@ from hypothesis import settings
 # A busy machine is no reason for a property to fail.
 settings.register_profile("ccn", deadline=None)
 settings.load_profile("ccn")
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("hosts", "tests on an installed WebUI (see tests/hosts)")
+    group.addoption("--webui", metavar="DIR", help="the WebUI's folder")
+    group.addoption("--webui-python", metavar="PATH", help="the Python that it runs with")
+    group.addoption(
+        "--webui-env",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a variable for the WebUI's environment; may be repeated",
+    )
+    group.addoption(
+        "--webui-beside",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="another extension to install with ours; may be repeated",
+    )
+    group.addoption("--webui-quick", action="store_true", help="the short run")
+    group.addoption("--webui-page", action="store_true", help="also the page, in a browser")

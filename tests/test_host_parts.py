@@ -100,8 +100,9 @@ class TestPromptBook:
         chosen = [part for part, _ in book(texts, cond, "star").in_force(0)]
         assert chosen == [1, 0]
         assert [part for part, _ in book(texts, cond, "ship").in_force(0)] == [0, 0]
-        assert book(texts, cond, "star").has_word
-        assert not book(texts, cond, "ship").has_word
+        assert book(texts, cond, "star").missing_word() is None
+        assert book(texts, cond, "").missing_word() is None
+        assert "'ship' is not in the prompt" in book(texts, cond, "ship").missing_word()
 
     def test_sub_prompts_are_told_apart_by_their_embeddings(self):
         prompts = book(["a sea AND a star"], conditioning([[(10, 1)], [(10, 2)]]))

@@ -307,6 +307,21 @@ class TestCommandLine:
         assert run.main([name, "x", "--quick"], root) == 0
         assert calls == [["-m", module, "x", "--quick"]]
 
+    def test_host_tests_are_a_folder(self, root, monkeypatch):
+        calls = record_runs(monkeypatch)
+        assert run.main(["hosttest", "--webui", "x"], root) == 0
+        assert calls == [[str(root / "tests" / "hosts"), "--webui", "x"]]
+
+    def test_browser_packages_are_for_the_page_only(self, root, monkeypatch):
+        prepared = []
+        record_runs(monkeypatch)
+        monkeypatch.setattr(
+            run.Environment, "prepare", lambda self, groups: prepared.append(groups)
+        )
+        run.main(["hosttest", "--webui", "somewhere"], root)
+        run.main(["hosttest", "--webui", "somewhere", "--page"], root)
+        assert prepared == [("demo", "test"), ("demo", "test", "page")]
+
     def test_verbose_is_ours_before_the_command_only(self, root, monkeypatch):
         seen = []
         monkeypatch.setattr(run.Environment, "prepare", lambda self, _: seen.append(self.verbose))
@@ -382,7 +397,7 @@ class TestSupport:
         assert tuple(range(int(lowest), int(above))) == run.MINORS
 
 
-@pytest.mark.parametrize("group", ["demo", "test", "constraints"])
+@pytest.mark.parametrize("group", ["demo", "playground", "test", "page", "constraints"])
 def test_every_requirement_is_pinned(group):
     text = (ROOT / "requirements" / f"{group}.txt").read_text()
     for name, versions in run.pins(text).items():

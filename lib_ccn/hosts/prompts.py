@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..prompt import TokenizedPrompt, clean_word, find_word, layout
+from ..prompt import TokenizedPrompt, clean_word, find_word, layout, why_missing
 
 log = logging.getLogger(__name__)
 
@@ -98,18 +98,20 @@ class PromptBook:
             ]
             for text, parts in zip(texts, self._conds, strict=False)
         ]
+        self._named = word
         self._word = tokenizer.encode(clean_word(word)) if word else []
 
-    @property
-    def has_word(self) -> bool:
-        """Whether any sub-prompt of any picture has the foreground word at any step."""
-        layouts = (
+    def missing_word(self) -> str | None:
+        """Why a foreground word is of no use: no sub-prompt of any picture ever has it."""
+        layouts = [
             self._tokenizer.layout(text)
             for parts in self._texts
             for texts in parts
             for text in texts
-        )
-        return any(find_word(prompt, self._word) for prompt in layouts)
+        ]
+        if not self._named or any(find_word(prompt, self._word) for prompt in layouts):
+            return None
+        return why_missing(layouts[0], self._named, self._word)
 
     def in_force(self, step: int) -> list[tuple[int, TokenizedPrompt]]:
         """For each picture the sub-prompt to look at, and its tokens, at the denoiser's `step`.

@@ -78,7 +78,7 @@ class Sampling:
                 word = self.settings.foreground_word
                 tokenizer = Tokenizer.of(model)
                 self._book = prompt_book(self.p, self.cond, self.hires, model, word)
-                self._check_word()
+                missing = self._missing_word()
                 first = self._book.in_force(self.denoiser_step) if self._book else []
                 self.session = Session(
                     self.settings,
@@ -88,6 +88,8 @@ class Sampling:
                     None if tokenizer is None else tokenizer.encode,
                     self.mask_image,
                 )
+                if missing is not None:
+                    self.session.note(missing)
             except Exception as error:
                 self.fail(error)
         return self.session if self.aside is None else None
@@ -106,7 +108,8 @@ class Sampling:
             self.error = error
             known = isinstance(error, SettingsError)
             self.aside = str(error) if known else f"{type(error).__name__}: {error}"
-            log.warning("Cross-ControlNet stands aside: %s", error, exc_info=error)
+            cause = None if known else error
+            log.warning("Cross-ControlNet stands aside: %s", self.aside, exc_info=cause)
 
     def call(
         self,
@@ -147,13 +150,15 @@ class Sampling:
         batch = getattr(self.cond, "batch", None)
         return [1] * self.pictures if batch is None else [len(parts) for parts in batch]
 
-    def _check_word(self) -> None:
-        """With `strict`, a word that the prompt never has is refused before anything is made."""
-        wanted = self.settings.inject or self.settings.show_mask
-        if self.settings.strict and wanted and self.settings.mask_source == "word":
-            word = self.settings.foreground_word
-            if word and self._book is not None and not self._book.has_word:
-                raise SettingsError("foreground_word", word, "a word or phrase of the prompt")
+    def _missing_word(self) -> str | None:
+        """Why the named word is of no use, known before the first step; refused with `strict`."""
+        settings = self.settings
+        wanted = (settings.inject or settings.show_mask) and settings.mask_source == "word"
+        missing = self._book.missing_word() if wanted and self._book is not None else None
+        if missing is not None and settings.strict:
+            allowed = f"a word or phrase of the prompt ({missing})"
+            raise SettingsError("foreground_word", settings.foreground_word, allowed)
+        return missing
 
     def failed_with(self, error: Exception) -> bool:
         """Whether this exception came out of the method, and not out of the host."""

@@ -76,7 +76,7 @@ def draw_figure(
     pictures = [[enlarged(p, cell) for p in row.pictures] for row in rows]
     width = max(p.width for row in pictures for p in row)
     height = max(p.height for row in pictures for p in row)
-    big, small = _font(width * 0.088), _font(width * 0.072)
+    big, small = figure_font(width * 0.088), figure_font(width * 0.072)
     gap, margin = round(width * 0.06), round(width * 0.16)
     label_width = round(width * 0.95)
     line, small_line = _line_height(big), _line_height(small)
@@ -168,7 +168,8 @@ def _draw_label(
         y += _line_height(font)
 
 
-def _font(size: float) -> Font:
+def figure_font(size: float) -> Font:
+    """The figures' font, of at least 10 pixels."""
     return ImageFont.load_default(max(10, round(size)))
 
 

@@ -18,6 +18,9 @@ from .scenes import COLOURS, REGION_NAMES, REGIONS, Scenes
 OBJECT_CHROMA = 0.38
 COLOUR_PIXELS = 12
 REGION_SHARE = 0.06
+# The usual constants of SSIM (Wang et al. 2004): an 11x11 Gaussian of deviation 1.5.
+_SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
 # Brightness says less about a region than hue: textures are shades of grey.
 _BRIGHTNESS = 0.5
 _MARGIN = 2
@@ -61,7 +64,7 @@ def object_colour(picture: Tensor) -> list[str]:
 
 def region_labels(picture: Tensor) -> Tensor:
     """Index into `REGION_NAMES` of the nearest region colour, after a 3x3 box blur: [B, H, W]."""
-    blurred = F.avg_pool2d(F.pad(picture.float(), [1] * 4, mode="replicate"), 3, 1)
+    blurred = _blurred(picture)
     base = _muted_brightness(torch.tensor(list(REGIONS.values()), device=picture.device))
     return (
         torch.cdist(_muted_brightness(blurred.movedim(1, -1)).flatten(1, 2), base)
@@ -76,10 +79,53 @@ def region_accuracy(picture: Tensor, scenes: Scenes) -> Tensor:
     The object is widened by 2 pixels; what the picture shows as an object elsewhere is wrong.
     """
     right = (region_labels(picture) == scenes.regions) & ~object_mask(picture)
-    window = 2 * _MARGIN + 1
-    widened = F.max_pool2d(scenes.object_mask[:, None].float(), window, 1, _MARGIN)[:, 0]
-    outside = widened < 0.5
-    return (right & outside).flatten(1).sum(1) / outside.flatten(1).sum(1).clamp_min(1)
+    return _mean_where(right.float(), ~widened(scenes.object_mask, _MARGIN))
+
+
+def outside_mse(picture: Tensor, scenes: Scenes) -> Tensor:
+    """Mean squared error to the regions' own colours outside the scene's object: [B].
+
+    The picture is blurred over 3x3, the object widened by 2 pixels, as in `region_accuracy`.
+    """
+    return _mean_where(_region_error(picture, scenes), ~widened(scenes.object_mask, _MARGIN))
+
+
+def rim_mse(picture: Tensor, scenes: Scenes) -> Tensor:
+    """As `outside_mse`, in the band from 2 to 5 pixels around the object alone: [B].
+
+    A halo or a seam between object and landscape shows here first.
+    """
+    band = widened(scenes.object_mask, 5) & ~widened(scenes.object_mask, _MARGIN)
+    return _mean_where(_region_error(picture, scenes), band)
+
+
+def ssim(picture: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of pictures [B, C, H, W] in [0, 1]: [B].
+
+    The mean over channels and over the windows that lie wholly in the picture; 1 for equal ones.
+
+    Raises ValueError for shapes that differ, or sides under 11 pixels.
+    """
+    if picture.shape != reference.shape or min(picture.shape[-2:]) < _SSIM_WINDOW:
+        raise ValueError(
+            f"pictures must be alike and at least {_SSIM_WINDOW} pixels wide and high, not "
+            f"{list(picture.shape)} and {list(reference.shape)}"
+        )
+    axis = torch.arange(_SSIM_WINDOW, dtype=torch.float64) - _SSIM_WINDOW // 2
+    line = torch.exp(-axis.square() / (2 * _SSIM_SIGMA**2))
+    kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
+
+    def local(values: Tensor) -> Tensor:
+        return F.conv2d(values.flatten(0, 1)[:, None], kernel.to(values.device))
+
+    x, y = picture.double(), reference.double()
+    mean_x, mean_y = local(x), local(y)
+    var_x = local(x * x) - mean_x.square()
+    var_y = local(y * y) - mean_y.square()
+    covariance = local(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x.square() + mean_y.square() + _SSIM_C1)
+    structure = (2 * covariance + _SSIM_C2) / (var_x + var_y + _SSIM_C2)
+    return (luminance * structure).unflatten(0, picture.shape[:2]).flatten(1).mean(1).float()
 
 
 def regions_present(picture: Tensor) -> list[set[str]]:
@@ -90,6 +136,25 @@ def regions_present(picture: Tensor) -> list[set[str]]:
         {name for name, share in zip(REGION_NAMES, row, strict=False) if share >= REGION_SHARE}
         for row in shares.tolist()
     ]
+
+
+def _blurred(picture: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(picture.float(), [1] * 4, mode="replicate"), 3, 1)
+
+
+def widened(mask: Tensor, by: int) -> Tensor:
+    """Masks bool [B, H, W] grown by `by` pixels each way."""
+    return F.max_pool2d(mask[:, None].float(), 2 * by + 1, 1, by)[:, 0] > 0.5
+
+
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp_min(1)
+
+
+def _region_error(picture: Tensor, scenes: Scenes) -> Tensor:
+    """Squared distance of the blurred picture to its regions' own colours, per pixel [B, H, W]."""
+    base = torch.tensor(list(REGIONS.values()))[scenes.regions].movedim(-1, 1)
+    return (_blurred(picture) - base.to(picture.device)).square().mean(1)
 
 
 def _pure(colours: Tensor) -> Tensor:

@@ -1,0 +1,266 @@
+"""Figures of one watched generation: decisions, channels, masks, attention, delta, methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..attention import self_attention_layers
+from ..foreground import resize_mask, token_grid
+from ..fusion import smoothed_deviation
+from .demo_model import ModelError
+from .figure import (
+    ACCENT,
+    GREY,
+    INK,
+    PAPER,
+    Column,
+    Row,
+    draw_figure,
+    enlarged,
+    figure_font,
+    overlay,
+    to_image,
+)
+from .watch import Explanation, Watched
+from .winners import AVERAGED, agreement, channel_ratio, winners
+
+UNIT_COLOURS = (ACCENT, (43, 108, 176))
+BOTH = (214, 214, 214)
+DELTAS = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0)
+METHODS: dict[str, dict[str, Any]] = {
+    "Plain sum": {"fusion": "sum", "inject": False},
+    "PixFusion": {"fusion": "pix", "inject": False},
+    "+ ChannelFusion": {"inject": False},
+    "+ KV-Injection": {},
+}
+
+
+def draw_all(work: Explanation) -> dict[str, Image.Image]:
+    """Every figure by its file name."""
+    found = work.watched()
+    return {
+        "pixfusion.png": pixfusion_figure(work, found),
+        "channelfusion.png": channel_figure(found, work.settings.delta),
+        "mask-steps.png": mask_figure(work, found),
+        "injection.png": injection_figure(work, found),
+        "delta.png": delta_figure(work),
+        "methods.png": methods_figure(work),
+    }
+
+
+def pixfusion_figure(work: Explanation, found: Watched) -> Image.Image:
+    """Deviation of both units, agreement and decision, at each resolution of the residuals."""
+    chosen: dict[int, int] = {}
+    for number, residual in enumerate(found.residuals[0][:-1]):
+        chosen[residual.shape[-1]] = number  # the last of each resolution
+    rows = []
+    for number in chosen.values():
+        pair = [unit[number] for unit in found.residuals]
+        deviations = [smoothed_deviation(unit)[0] for unit in pair]
+        peak = max(float(d.max()) for d in deviations)
+        cosine = agreement(pair)[0]
+        side = pair[0].shape[-1]
+        rows.append(
+            Row(
+                f"residual {number}",
+                f"{pair[0].shape[1]} channels, {side}x{side}",
+                [
+                    *(heat_image(deviation / peak) for deviation in deviations),
+                    heat_image(cosine.clamp(0, 1)),
+                    winner_image(winners(pair, work.settings.delta)[0]),
+                ],
+            )
+        )
+    heads = [
+        Column("Outline unit", "smoothed deviation", "Who has something to say"),
+        Column("Regions unit", "smoothed deviation", "Who has something to say"),
+        Column("Agreement", "cosine, dark is 1", "Do they say the same?"),
+        Column("Decision", "red, blue, grey: both", "What the UNet gets"),
+    ]
+    footer = (
+        f"'{work.example.prompt}', step {work.watch} of {work.steps}. Red: the outline unit's "
+        f"residual goes on as it is; blue: the region unit's; grey: cosine above "
+        f"{work.settings.delta:g}, the mean."
+    )
+    return draw_figure(heads, rows, footer, cell=192)
+
+
+def channel_figure(found: Watched, delta: float) -> Image.Image:
+    """A histogram of R over the channels of the last residual."""
+    first, second = (unit[-1] for unit in found.residuals)
+    ratio = channel_ratio(first, second)[0]
+    larger = first.std((2, 3), correction=0) >= second.std((2, 3), correction=0)
+    bins = 20
+    place = (ratio * bins).long().clamp_max(bins - 1)
+    counts = [
+        [int(((place == b) & who).sum()) for who in (larger[0], ~larger[0])] for b in range(bins)
+    ]
+    width, height, left, base = 760, 300, 60, 240
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    step, tallest = (width - 2 * left) / bins, max(sum(c) for c in counts)
+    for b, pair in enumerate(counts):
+        y = float(base)
+        averaged = (b + 0.5) / bins >= delta
+        for count, colour in zip(pair, UNIT_COLOURS, strict=True):
+            tall = 190 * count / tallest
+            box = (left + b * step + 1, y - tall, left + (b + 1) * step - 1, y)
+            if count:
+                pen.rectangle(box, fill=BOTH if averaged else colour)
+            y -= tall
+    pen.line((left, base, width - left, base), INK)
+    x = left + delta * (width - 2 * left)
+    pen.line((x, 30, x, base), INK, 2)
+    font = figure_font(14)
+    pen.text((x + 6, 28), f"delta {delta:g}: from here on, blended", INK, font)
+    pen.text((x - 6, 28), "the larger deviation wins", GREY, font, anchor="ra")
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        where = (left + value * (width - 2 * left), base + 6)
+        pen.text(where, f"{value:g}", GREY, font, anchor="ma")
+    text = f"R of the {len(ratio)} channels of the middle residual (red: outline unit larger)"
+    pen.text((width / 2, base + 30), text, INK, font, anchor="ma")
+    return sheet
+
+
+def mask_figure(work: Explanation, found: Watched) -> Image.Image:
+    """The word's map and the mask over the steps."""
+    known = sorted(found.heats)
+    picked = [known[round(n * (len(known) - 1) / 5)] for n in range(6)] if known else []
+    picture = to_image(found.picture)
+    columns = [Column(f"step {step}") for step in picked]
+    rows = [
+        Row(
+            f"attention to '{work.example.word}'",
+            "of the step before",
+            [heat_image(found.heats[step]) for step in picked],
+        ),
+        Row(
+            "mask",
+            f"cut at {work.settings.mask_threshold:g}",
+            [overlay(picture, found.masks[step]) for step in picked],
+        ),
+    ]
+    footer = f"Injection begins at step {work.settings.start_step} of {work.steps}."
+    return draw_figure(columns, rows, footer, cell=192)
+
+
+def injection_figure(work: Explanation, found: Watched) -> Image.Image:
+    """What one token of the object looks at in the background unit, without and with injection."""
+    position = 0
+    layer = self_attention_layers(work.pipe.controlnet.nets[1])[position]
+    tokens = found.queries[1][position].shape[1]
+    side = int(work.pipe.unet.config.sample_size)
+    grid = token_grid((side, side), tokens)
+    mask = found.masks[max(found.masks)]
+    if grid is None:
+        raise ModelError(f"attention of {tokens} tokens does not fit the latents")
+    inside = resize_mask(mask[None], grid)[0]
+    centre = _central_token(inside, grid)
+    heads = int(layer.module.heads)  # type: ignore[arg-type]
+    query = found.queries[1][position][:, centre : centre + 1]
+    own = _looks(query, found.keys[1][position], heads, torch.ones_like(inside))
+    guests = _looks(query, found.keys[0][position], heads, inside)
+    outside = _central_token(~inside, grid)
+    query = found.queries[1][position][:, outside : outside + 1]
+    both = torch.cat((found.keys[1][position], found.keys[0][position]), 1)
+    seen = _looks(query, both, heads, torch.cat((torch.ones_like(inside), ~inside)))
+    picture = to_image(found.picture)
+    rows = [
+        Row(
+            "a token of the object",
+            "in the background unit",
+            [
+                _token_image(picture, centre, grid),
+                heat_image(_peaked(own).view(grid)),
+                heat_image(_peaked(guests).view(grid)),
+            ],
+        ),
+        Row(
+            "a token of the landscape",
+            "in the background unit",
+            [
+                _token_image(picture, outside, grid),
+                heat_image(_peaked(seen[:tokens]).view(grid)),
+                heat_image(_peaked(seen[tokens:]).view(grid)),
+            ],
+        ),
+    ]
+    heads_of = [
+        Column("The token", "on the result"),
+        Column("Its own keys", "K2; the object's: not used"),
+        Column("Foreground unit's", "K1, on its side of the mask"),
+    ]
+    footer = (
+        f"Self-attention {position} of {grid[0]}x{grid[1]} tokens, step {work.watch}, heads "
+        "averaged, each map to its own maximum. With injection the object's tokens look at the "
+        "foreground unit's keys alone, the landscape's at their own and the foreground unit's "
+        "outside the object."
+    )
+    return draw_figure(heads_of, rows, footer, cell=192)
+
+
+def delta_figure(work: Explanation) -> Image.Image:
+    """The same picture from delta 0 to 1."""
+    pictures = [to_image(work.picture(work.settings.replace(delta=d))) for d in DELTAS]
+    columns = [Column(f"delta {delta:g}") for delta in DELTAS]
+    return draw_figure(columns, [Row(work.example.prompt, "full method", pictures)], cell=192)
+
+
+def methods_figure(work: Explanation) -> Image.Image:
+    """The conditions, and the method put together part by part."""
+    pictures = [to_image(work.example.foreground), to_image(work.example.background)]
+    for changes in METHODS.values():
+        pictures.append(to_image(work.picture(work.settings.replace(**changes))))
+    columns = [Column("Outline"), Column("Regions"), *(Column(name) for name in METHODS)]
+    return draw_figure(columns, [Row(work.example.prompt, "", pictures)], cell=192)
+
+
+def heat_image(values: Tensor) -> Image.Image:
+    """A map [h, w] in [0, 1] from white to ink."""
+    amount = values.clamp(0, 1).cpu()[None]
+    low, high = (torch.tensor(c).view(3, 1, 1) / 255 for c in (PAPER, (20, 42, 84)))
+    return to_image(low + (high - low) * amount)
+
+
+def winner_image(decided: Tensor) -> Image.Image:
+    """A map of decisions [h, w]: a colour per unit, grey where both are averaged."""
+    colours = torch.tensor([*UNIT_COLOURS, BOTH]).float() / 255
+    index = torch.where(decided == AVERAGED, len(UNIT_COLOURS), decided.clamp_max(1)).cpu()
+    return to_image(colours[index].movedim(-1, 0))
+
+
+def _token_image(picture: Image.Image, token: int, grid: tuple[int, int]) -> Image.Image:
+    """The picture with a token's place framed."""
+    large = enlarged(picture, 192)
+    high, wide = large.height / grid[0], large.width / grid[1]
+    y, x = (token // grid[1]) * high, (token % grid[1]) * wide
+    pen = ImageDraw.Draw(large)
+    pen.rectangle((x - 3, y - 3, x + wide + 2, y + high + 2), outline=PAPER, width=4)
+    pen.rectangle((x - 1, y - 1, x + wide, y + high), outline=INK, width=2)
+    return large
+
+
+def _central_token(inside: Tensor, grid: tuple[int, int]) -> int:
+    """The token deepest inside the mask bool [N]; the picture's edge is outside."""
+    depth = torch.zeros(grid)
+    left = inside.view(1, 1, *grid).float()
+    while left.any():
+        depth += left[0, 0]
+        left = -F.max_pool2d(-F.pad(left, [1] * 4), 3, 1)
+    return int(depth.flatten().argmax())
+
+
+def _looks(query: Tensor, keys: Tensor, heads: int, visible: Tensor) -> Tensor:
+    """Attention of one query [1, 1, C] to keys [1, N, C], heads averaged: [N]."""
+    q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, keys))
+    logits = (q @ k.mT)[0, :, 0] * q.shape[-1] ** -0.5
+    return logits.masked_fill(~visible, -torch.inf).softmax(-1).mean(0)
+
+
+def _peaked(values: Tensor) -> Tensor:
+    return values / values.max().clamp_min(1e-12)

@@ -1,0 +1,115 @@
+"""What the page's controls hold, turned into an order; and conditions turned into what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..webui import arguments
+from .figure import enlarged, to_image
+from .page_run import Order, OrderError, UnitOrder
+
+SEED_LIMIT = 2**32 - 1
+STEP_LIMIT = 100
+GUIDANCE_LIMIT = 30.0
+# An editor's canvas, a whole multiple of the demo model's 64 pixels, so that nothing is blurred.
+CANVAS = 512
+
+
+def read_order(
+    basics: Sequence[Any],
+    units: Sequence[Sequence[Any]],
+    method: Sequence[Any],
+    names: Sequence[str],
+    side: int,
+) -> Order:
+    """Build the order of one click.
+
+    Args:
+        basics: prompt, negative prompt, seed, steps, guidance scale.
+        units: for each, whether it is on, its ControlNet's name, and its editor's value.
+        method: the accordion's controls.
+        names: of the ControlNets.
+        side: of the pictures, in pixels.
+
+    Raises:
+        OrderError: a control holds what cannot be used; the message names it.
+    """
+    prompt, negative, seed, steps, guidance = basics
+    request = arguments.read(method)
+    if request.problem is not None:
+        raise OrderError(request.problem)
+    orders = []
+    for number, (is_on, name, value) in enumerate(units):
+        if not is_on:
+            continue
+        condition = read_condition(value, side)
+        if condition is None:
+            raise OrderError(f"Condition {number} is empty: draw or upload it, or switch it off.")
+        if name not in names:
+            raise OrderError(f"Condition {number}: there is no ControlNet {name!r}.")
+        orders.append(UnitOrder(number, names.index(name), condition))
+    return Order(
+        prompt=str(prompt or ""),
+        negative_prompt=str(negative or ""),
+        seed=_whole("Seed", seed, 0, SEED_LIMIT),
+        steps=_whole("Steps", steps, 1, STEP_LIMIT),
+        guidance_scale=_number("Guidance", guidance, 1, GUIDANCE_LIMIT),
+        units=tuple(orders),
+        settings=request.settings if request.settings.enabled else None,
+    )
+
+
+def read_condition(value: Any, side: int) -> Tensor | None:
+    """The picture of an editor as [3, side, side] in [0, 1]; None where nothing is there.
+
+    What is transparent is black: a condition that says nothing.
+    """
+    picture = value.get("composite") if isinstance(value, Mapping) else value
+    if picture is None:
+        return None
+    picture = ImageOps.exif_transpose(picture).convert("RGBA")
+    if picture.getchannel("A").getextrema()[1] == 0:
+        return None
+    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+    flat = Image.alpha_composite(black, picture).convert("RGB")
+    square = min(flat.size)
+    # A box is exact for whole factors, which the editors' own pictures are reduced by.
+    whole = square % side == 0
+    method = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
+    fitted = ImageOps.fit(flat, (side, side), method)
+    return torch.from_numpy(np.array(fitted)).movedim(-1, 0).float() / 255
+
+
+def shown_condition(condition: Tensor) -> Image.Image:
+    """A condition [3, H, W] as an editor shows it."""
+    return enlarged(to_image(condition), CANVAS)
+
+
+def editor_value(picture: Image.Image | None) -> dict[str, Any] | None:
+    """A picture as an editor's value."""
+    if picture is None:
+        return None
+    return {"background": picture, "layers": [], "composite": picture}
+
+
+def _whole(label: str, value: Any, low: int, high: int) -> int:
+    number = _number(label, value, low, high)
+    if number != int(number):
+        raise OrderError(f"{label}: {value} is no whole number.")
+    return int(number)
+
+
+def _number(label: str, value: Any, low: float, high: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise OrderError(f"{label}: {value!r} is no number.") from None
+    if not low <= number <= high:
+        raise OrderError(f"{label}: {value} is not {low:g} to {high:g}.")
+    return number

@@ -1,0 +1,94 @@
+"""What a generation decides, step by step: who wins in each layer, and the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hosts.diffusers import CrossControlNet
+from ..hosts.diffusers.control import in_front
+from ..session import Session
+from .winners import AVERAGED, winners
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A residual: its number, channels, and the sides of its map."""
+
+    number: int
+    channels: int
+    height: int
+    width: int
+    is_middle: bool
+
+
+@dataclass
+class Record:
+    """What one generation decided.
+
+    Attributes:
+        layers: the residuals, the middle one last.
+        decisions: by step and layer, int8 [h, w], or [C] where channels decide; a unit's place
+            among the fused ones, or `AVERAGED`.
+        masks: bool [h, w] by step, of the steps that had one.
+        step: the present one, counted by whoever follows the sampler.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    decisions: dict[int, list[Tensor]] = field(default_factory=dict)
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    step: int = 0
+
+    @contextmanager
+    def listening(self, control: CrossControlNet) -> Iterator[None]:
+        """Keep what the generations of `control` decide inside; `step` is counted by the caller."""
+
+        def keep(own: Any, session: Session, outputs: Any, arguments: Any) -> Any:
+            fused = own(session, outputs, arguments)
+            self._keep(session, outputs)
+            return fused
+
+        with in_front(control, "fused", keep):
+            yield
+
+    def _keep(self, session: Session, outputs: Any) -> None:
+        if session.mask is not None:
+            self.masks[self.step] = session.mask[0].cpu()
+        fusable = [unit for unit in session.units if unit in outputs and unit.eligible]
+        if len(fusable) < 2 or session.error is not None:
+            return
+        # The last row is the conditional one, with and without guidance.
+        units = [[residual[-1:].float() for residual in outputs[unit]] for unit in fusable]
+        settings, last = session.settings, len(units[0]) - 1
+        self.layers = [
+            Layer(n, channels, height, width, is_middle=n == last)
+            for n, (_, channels, height, width) in enumerate(r.shape for r in units[0])
+        ]
+        decided = []
+        for n, residuals in enumerate(zip(*units, strict=True)):
+            by_channel = n == last and settings.fusion == "pix+channel"
+            rule = channel_winners if by_channel else winners
+            decided.append(rule(residuals, settings.delta)[0].to(torch.int8).cpu())
+        self.decisions[self.step] = decided
+
+
+@torch.no_grad()
+def channel_winners(residuals: Sequence[Tensor], delta: float) -> Tensor:
+    """ChannelFusion's decision for each channel: a unit's number, or -1 where some are blended.
+
+    Args:
+        residuals: one tensor [B, C, H, W] per unit, at least two.
+        delta: see `lib_ccn.fusion.channel_fusion`.
+
+    Returns:
+        long [B, C].
+    """
+    deviation = torch.stack([unit.float().std((2, 3), correction=0) for unit in residuals])
+    largest, best = deviation.max(0)
+    blended = (deviation >= delta * largest).sum(0) > 1
+    return best.masked_fill(blended, AVERAGED)

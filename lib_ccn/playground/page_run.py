@@ -1,0 +1,226 @@
+"""One click of the page: the plain sum and Cross-ControlNet from the same noise."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
+from PIL import Image
+from torch import Tensor
+
+from ..hosts.diffusers import cross_controlnet
+from ..settings import Settings, SettingsError
+from .demo_model import generate, native_size
+from .figure import to_image
+from .page_record import Record
+
+log = logging.getLogger(__name__)
+
+SUM, FUSED = "Plain sum", "Cross-ControlNet"
+_PREVIEW = 32  # latents of at most this side are decoded for a preview
+
+
+class OrderError(Exception):
+    """What was asked for cannot be made; the message says why."""
+
+
+class Cancelled(Exception):  # noqa: N818
+    """The generation was cancelled."""
+
+
+@dataclass(frozen=True)
+class UnitOrder:
+    """One condition: its number on the page, which ControlNet reads it, and [3, H, W] in [0, 1]."""
+
+    number: int
+    net: int
+    condition: Tensor
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one click asks for; `settings` is None where the method is off."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    units: tuple[UnitOrder, ...]
+    settings: Settings | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step is done: which of the two pictures, how many steps of all, what it looks like."""
+
+    stage: str
+    step: int
+    steps: int
+    share: float
+    preview: Image.Image
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an order; the fused picture is None where the method was off.
+
+    Attributes:
+        names: of the ControlNets, by place among the order's units.
+        notes: what was done, in one line.
+        seconds: of both pictures together.
+    """
+
+    order: Order
+    plain: Image.Image
+    fused: Image.Image | None
+    record: Record
+    names: tuple[str, ...]
+    notes: str
+    seconds: float
+
+
+class Studio:
+    """A pipeline with its ControlNets; makes one order at a time, whoever asks.
+
+    Args:
+        pipe: what `demo_model.load_pipeline` returns.
+        names: of its ControlNets, as the page shows them.
+    """
+
+    def __init__(self, pipe: Any, names: Sequence[str]) -> None:
+        self.pipe = pipe
+        self.names = tuple(names)
+        self.side = native_size(pipe)
+        self._busy = threading.Lock()
+        self._plain: tuple[Any, Image.Image] | None = None
+
+    def make(
+        self,
+        order: Order,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
+        """Make both pictures.
+
+        Raises:
+            OrderError: fewer than two units.
+            SettingsError: a setting is refused.
+            Cancelled: `is_cancelled` said so, before the next step.
+        """
+        settings = self._settings(order)
+        with self._busy:
+            if is_cancelled():
+                raise Cancelled
+            return self._make(order, settings, on_progress, is_cancelled)
+
+    def _settings(self, order: Order) -> Settings | None:
+        if len(order.units) < 2:
+            raise OrderError(
+                "Two ControlNets or more are needed: switch another condition on, since there is "
+                "nothing to fuse with one alone."
+            )
+        settings = order.settings
+        if settings is None:
+            return None
+        places = {unit.number: place for place, unit in enumerate(order.units)}
+        for name in ("foreground_unit", "background_unit"):
+            number = getattr(settings, name)
+            if number != "auto" and number not in places:
+                raise SettingsError(
+                    name, number, f"'auto' or one of {sorted(places)}, which are on"
+                )
+        changes: dict[str, Any] = {
+            name: places.get(getattr(settings, name), "auto")
+            for name in ("foreground_unit", "background_unit")
+        }
+        settings = settings.replace(**changes)
+        settings.check_usable()
+        # The mask is to be seen, also where nothing is injected.
+        lacking = settings.mask_source == "image" and settings.mask_image is None
+        return settings if lacking else settings.replace(show_mask=True)
+
+    def _make(
+        self,
+        order: Order,
+        settings: Settings | None,
+        on_progress: Callable[[Progress], None],
+        is_cancelled: Callable[[], bool],
+    ) -> Outcome:
+        began = time.monotonic()
+        nets = [self.pipe.controlnet.nets[unit.net] for unit in order.units]
+        parts = {**self.pipe.components, "controlnet": MultiControlNetModel(nets)}
+        pipe: Any = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        record = Record()
+        known = self._known(order)
+        stages = ([] if known else [SUM]) + ([FUSED] if settings else [])
+        total, done = max(1, len(stages) * order.steps), 0
+
+        def stepped(stage: str) -> Callable[[int], None]:
+            def on_step(_count: int) -> None:
+                nonlocal done
+                if is_cancelled():
+                    raise Cancelled
+                done += 1
+                step = (done - 1) % order.steps + 1
+                record.step = step
+                preview = to_image(_preview(pipe))
+                on_progress(Progress(stage, step, order.steps, done / total, preview))
+
+            return on_step
+
+        plain = known or self._generate(pipe, order, stepped(SUM))
+        self._plain = (_key(order), plain)
+        fused, notes = None, "Cross-ControlNet is switched off."
+        if settings is not None:
+            record.step = 0
+            with cross_controlnet(pipe, settings) as control, record.listening(control):
+                fused = self._generate(pipe, order, stepped(FUSED))
+            notes = control.summary()
+        seconds = time.monotonic() - began
+        names = tuple(self.names[unit.net] for unit in order.units)
+        return Outcome(order, plain, fused, record, names, notes, seconds)
+
+    def _generate(self, pipe: Any, order: Order, on_step: Callable[[int], None]) -> Image.Image:
+        made = generate(
+            pipe,
+            [order.prompt],
+            [order.seed],
+            [unit.condition[None] for unit in order.units],
+            steps=order.steps,
+            guidance_scale=order.guidance_scale,
+            negative_prompt=order.negative_prompt,
+            on_step=on_step,
+        )
+        if not bool(torch.isfinite(made).all()):
+            raise OrderError("The picture holds numbers that are not finite.")
+        return to_image(made[0])
+
+    def _known(self, order: Order) -> Image.Image | None:
+        """The plain sum, where only the method's settings have changed since the last order."""
+        return self._plain[1] if self._plain and self._plain[0] == _key(order) else None
+
+
+def _key(order: Order) -> Any:
+    units = tuple((u.net, u.condition.numpy().tobytes()) for u in order.units)
+    return replace(order, units=(), settings=None), units
+
+
+@torch.inference_mode()
+def _preview(pipe: Any) -> Tensor:
+    """The picture [3, H, W] as it is expected to become, small."""
+    latents = pipe.scheduler.model_outputs[-1]  # UniPC keeps its predictions of the clean latents
+    side = max(latents.shape[-2:])
+    if side > _PREVIEW:
+        latents = F.interpolate(latents, scale_factor=_PREVIEW / side, mode="area")
+    vae = pipe.vae
+    decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+    return (decoded[0].float().cpu() / 2 + 0.5).clamp(0, 1)

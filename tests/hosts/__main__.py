@@ -1,0 +1,68 @@
+"""`python tests/hosts --webui DIR`: tries the extension in an installed WebUI."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `run.py hosttest`."""
+    made = argparse.ArgumentParser(
+        prog="run.py hosttest",
+        description="Try the extension in a WebUI that is installed on this machine: Forge, "
+        "reForge, Forge Classic, or AUTOMATIC1111 with sd-webui-controlnet. The WebUI runs on the "
+        "CPU with random weights (4.5 GB, made once) and a data folder below runs/hosttest/; "
+        "nothing in its own folder is changed. Needs 12 GB of free memory.",
+    )
+    made.add_argument("--webui", required=True, metavar="DIR", help="where its launch.py lies")
+    made.add_argument(
+        "--python", metavar="PATH", help="its Python (default: DIR/venv's, else this one)"
+    )
+    made.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable for its environment; may be repeated",
+    )
+    made.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another extension to install with ours, such as sd-webui-controlnet where it does "
+        "not lie in the WebUI's extensions folder; may be repeated",
+    )
+    made.add_argument("--quick", action="store_true", help="the short run: about 5 minutes")
+    made.add_argument(
+        "--page", action="store_true", help="also the page, in Chromium (needs chromedriver)"
+    )
+    made.add_argument("--only", metavar="WORDS", help="only tests with these words (pytest's -k)")
+    return made
+
+
+def pytest_arguments(options: argparse.Namespace) -> list[str]:
+    """The same for pytest."""
+    given = [str(HERE), "--rootdir", str(HERE.parents[1]), "-v", "-rfEs", "--webui", options.webui]
+    given += ["--webui-python", options.python] if options.python else []
+    given += [word for pair in options.env for word in ("--webui-env", pair)]
+    given += [word for path in options.beside for word in ("--webui-beside", path)]
+    given += ["--webui-quick"] if options.quick else []
+    given += ["--webui-page"] if options.page else []
+    given += ["-k", options.only] if options.only else []
+    return given
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the tests; pytest's exit status."""
+    return int(pytest.main(pytest_arguments(parser().parse_args(arguments))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

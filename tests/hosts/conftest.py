@@ -1,0 +1,221 @@
+"""Fixtures of the host tests: one WebUI at a time, started when the first test asks for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hosts.cases import Requests, hires
+from hosts.client import Client, Reply, same
+from hosts.server import OWN_FOLDER, WORK, HostError, Installation, Server
+
+HERE = Path(__file__).parent
+NO_WEBUI = "no WebUI: run `python3 run.py hosttest --webui DIR`"
+# The host swallows what a script throws, and prints this.
+ERRORS = re.compile(r"^(?:\*\*\* Error.*|Traceback \(most recent call last\):)$", re.MULTILINE)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip at once, and say why, what this run cannot or need not do."""
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        if item.get_closest_marker("offline"):
+            continue
+        if not config.getoption("--webui"):
+            item.add_marker(pytest.mark.skip(reason=NO_WEBUI))
+        elif config.getoption("--webui-quick") and item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.skip(reason="left out of the --quick run"))
+        elif item.get_closest_marker("page") and not config.getoption("--webui-page"):
+            item.add_marker(pytest.mark.skip(reason="the page is tested with --page only"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: left out of the quick host run")
+    config.addinivalue_line("markers", "page: needs a browser")
+    config.addinivalue_line("markers", "offline: a test of the harness, without a WebUI")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the figures that tests have noted."""
+    figures = getattr(terminalreporter.config, "ccn_figures", {})
+    if figures:
+        terminalreporter.section("figures")
+        for name, value in figures.items():
+            terminalreporter.write_line(f"{name}: {value}")
+
+
+@pytest.fixture(scope="session")
+def figures(request, installation):
+    """Measured values by name; shown at the end and written to the work folder."""
+    found = request.config.ccn_figures = {}
+    yield found
+    if found:
+        path = installation.work / "figures.json"
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def quick(request):
+    return request.config.getoption("--webui-quick")
+
+
+@pytest.fixture(scope="session")
+def installation(request):
+    """The WebUI that the user named."""
+    option = request.config.getoption
+    variables = dict(pair.split("=", 1) for pair in option("--webui-env"))
+    try:
+        return Installation.find(
+            option("--webui"), option("--webui-python"), variables, tuple(option("--webui-beside"))
+        )
+    except HostError as error:
+        pytest.exit(f"hosttest: {error}", returncode=2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_on_sigterm(request):
+    """SIGTERM ends the run as Ctrl-C does, so that no WebUI stays behind."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+class Host:
+    """A running WebUI with our extension, and what the tests ask of it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.installation = server.installation
+        self.family = server.installation.family
+        self.client = Client(server.url)
+        self.requests = Requests(self.client, self.family)
+        self.problems: list[str] = []
+
+    def generate(self, body, errors: bool = False) -> Reply:
+        """One generation; unless `errors` are expected, the host may print none."""
+        self.server.check_alive()
+        start = self.server.mark()
+        reply = self.client.generate(body)
+        if not errors:
+            log = self.server.log(start)
+            assert not ERRORS.search(log), f"the host printed an error:\n{log[-6000:]}"
+        return reply
+
+    @contextmanager
+    def restarted(self, name: str):
+        """The WebUI with our extension in a folder of another name; afterwards as before."""
+        self.server.stop()
+        self._start(name)
+        try:
+            yield
+        finally:
+            self.server.stop()
+            self._start(OWN_FOLDER)
+
+    def _start(self, name: str) -> None:
+        self.installation.prepare(name=name)
+        self.server.__enter__()
+
+    def state(self):
+        """What the probe sees (see probe/scripts/ccn_probe.py)."""
+        return self.client.call("/ccn-probe/state")
+
+
+BASELINE = {
+    "two units": lambda r: r.body(),
+    "no unit": lambda r: r.body([]),
+    "hires pass": hires,
+    "more important": lambda r: r.body(r.two(control_mode="ControlNet is more important")),
+}
+
+
+@pytest.fixture(scope="session")
+def baseline(installation):
+    """Pictures of the host without our extension, by name; kept while nothing about it changes."""
+    folder = installation.work / "baseline"
+    key = hashlib.sha256(baseline_key(installation).encode()).hexdigest()
+    if (folder / "key").is_file() and (folder / "key").read_text() == key:
+        return load_pictures(folder)
+    installation.prepare(ours=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "key").unlink(missing_ok=True)
+    with Server(installation, installation.work / "baseline.log") as server:
+        client = Client(server.url)
+        requests = Requests(client, installation.family)
+        for name, make in BASELINE.items():
+            reply = client.generate(make(requests))
+            assert same(reply, client.generate(make(requests))), f"{name}: not repeatable"
+            np.savez_compressed(folder / f"{name}.npz", *reply.pictures)
+    (folder / "key").write_text(key)
+    return load_pictures(folder)
+
+
+def baseline_key(installation):
+    """Changes with the WebUI, its Python, and the requests."""
+    sources = sorted(installation.folder.glob("*.py")) + sorted(
+        path
+        for name in ("modules", "backend", "ldm_patched")
+        for path in (installation.folder / name).rglob("*.py")
+    )
+    stamps = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sources]
+    own = [(HERE / name).read_text(encoding="utf-8") for name in ("cases.py", "weights.py")]
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+    environment = json.dumps({**threads, **installation.variables}, sort_keys=True)
+    return "\n".join([str(installation.python), environment, *stamps, *own])
+
+
+def load_pictures(folder):
+    found = {}
+    for name in BASELINE:
+        with np.load(folder / f"{name}.npz") as pictures:
+            found[name] = SimpleNamespace(pictures=[pictures[key] for key in pictures.files])
+    return found
+
+
+@pytest.fixture(scope="session")
+def host(request, installation, baseline, figures):
+    """The WebUI with our extension and the probe. `baseline` comes first: one host at a time."""
+    installation.prepare()
+    started = time.monotonic()
+    log = installation.work / "server.log"
+    with Server(installation, log, ready=("/ccn-probe/state",)) as server:
+        figures["start, seconds"] = round(time.monotonic() - started, 1)
+        figures["WebUI"] = f"{installation.family} at {installation.folder}"
+        yield Host(server)
+
+
+@pytest.fixture(scope="session")
+def first(host):
+    """The reply to the first request of all, with the extension installed and off."""
+    return host.generate(host.requests.body())
+
+
+@pytest.fixture
+def settled(host, first):
+    """After the test: nothing of the extension is left on the host, and off is as at first."""
+    yield
+    assert host.state()["ours"] == [], "left on the host's objects"
+    again = host.generate(host.requests.body())
+    assert same(first, again), "the next request with the extension off differs from the first"
+    assert not again.enabled
+    state = host.state()
+    assert (state["ours"], state["linked"], state["sessions"]) == ([], 0, 0)
+
+
+@pytest.fixture(scope="session")
+def work():
+    return WORK

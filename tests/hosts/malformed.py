@@ -1,0 +1,109 @@
+"""Generated settings that must be refused.
+
+Only JSON is sent, nested less deeply than the hosts' own echo of the request can bear; NaN, lone
+surrogates and integers of more than 64 bits end in HTTP 500 there whatever the scripts do.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from hosts.cases import EVERYWHERE
+
+NUMBERS = ("delta", "start_step", "start_layer", "mask_threshold", "mask_reduction")
+WORDS = ("fusion", "mask_source")
+FLAGS = ("inject", "show_mask")
+UNITS = ("foreground_unit", "background_unit")
+
+
+def deep(levels: int) -> Any:
+    """A list in a list in a list."""
+    found: Any = 0
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+def wrong(generator: random.Random, name: str) -> Any:
+    """A value that no setting of this name accepts."""
+    anything: list[Any] = [{}, {"a": 1}, [], [[]], [1, "x"], deep(60), {"x": deep(50)}, None]
+    if name in NUMBERS:
+        more = [-1, 1e9, 1e308, -(2**62), 1e-300 - 1, "0.5", "NaN", True, "", "x"]
+        more += [generator.uniform(151, 1e6), generator.uniform(-1e6, -0.001)]
+    elif name in WORDS:
+        more = ["", "Pix", "pix ", "sum\x00", "🌟" * 20, 1, True, "x" * 100_000]
+    elif name in FLAGS:
+        more = ["true", "False", 0, 1, "", 2.5]
+    elif name in UNITS:
+        more = [-1, 100, 1.5, "first", "", True, "0x1", 2**62]
+    elif name == "foreground_word":
+        more = ["x" * 201, "a\x00b", 5, True, "\x1b[31m"]
+    else:  # mask_image
+        more = ["no base64!", "data:image/png;base64,", "====", 7, True]
+        return generator.choice([value for value in [*anything, *more] if value is not None])
+    return generator.choice([*anything, *more])
+
+
+def unknown(generator: random.Random) -> str:
+    """A name that no setting has."""
+    names = ["Delta", "detla", "", " ", "fg_word", "__class__", "__init__", "self", "x" * 5000]
+    names += ["fusion\n", "ключ", "args", "$ref", f"key{generator.randrange(10**6)}"]
+    return generator.choice(names)
+
+
+def malformed(count: int, seed: int = 0) -> list[list[Any]]:
+    """Arguments for the extension, as the API takes them, each with something refused in it."""
+    generator = random.Random(seed)
+    names = (*NUMBERS, *WORDS, *FLAGS, *UNITS, "foreground_word", "mask_image")
+    found: list[list[Any]] = []
+    while len(found) < count:
+        kind = generator.choice(("field", "field", "field", "two", "name", "other", "positional"))
+        settings: dict[str, Any] = dict(EVERYWHERE)
+        if kind in ("field", "two"):
+            for name in generator.sample(names, 1 if kind == "field" else 2):
+                settings[name] = wrong(generator, name)
+            if "mask_image" in settings:
+                settings["mask_source"] = "image"
+            found.append([settings])
+        elif kind == "name":
+            settings[unknown(generator)] = generator.choice([1, None, "x", deep(60)])
+            found.append([settings])
+        elif kind == "other":
+            found.append([generator.choice(OTHERS)])
+        else:
+            found.append(generator.choice(POSITIONAL))
+    return found
+
+
+# Each alone is a dict of settings that cannot be used with two units.
+OTHERS: tuple[Any, ...] = (
+    {**EVERYWHERE, "foreground_unit": 7},
+    {**EVERYWHERE, "background_unit": 9},
+    {**EVERYWHERE, "foreground_unit": 1, "background_unit": 1},
+    {**EVERYWHERE, "mask_source": "image"},
+    {**EVERYWHERE, "mask_source": "image", "mask_image": "AAAA"},
+    {**EVERYWHERE, "mask_source": "image", "mask_image": "iVBORw0KGgo="},
+    {**EVERYWHERE, "preset": "no such preset"},
+    {**EVERYWHERE, "preset": "../../config"},
+    {**EVERYWHERE, "preset": 5},
+    {**EVERYWHERE, "preset": {"a": []}},
+    {**EVERYWHERE, "version": 0},
+    {**EVERYWHERE, "version": "one"},
+    {**EVERYWHERE, "enabled": "yes"},
+    {**EVERYWHERE, "strict": 1},
+)
+POSITIONAL: tuple[list[Any], ...] = (
+    [True, "blend"],
+    [True, 5],
+    [True, "pix", "much"],
+    [True, "pix", 7],
+    [True, "pix", 0.5, "maybe"],
+    [True, "pix", 0.5, True, -3],
+    [True, "pix", 0.5, True, 1, 1.5],
+    [True, "pix", 0.5, True, 1, 0, "second"],
+    [True, "pix", 0.5, True, 1, 0, "auto", "auto", ["star"]],
+    [True, {"fusion": "pix"}],
+    [True, []],
+    [True, deep(60)],
+)

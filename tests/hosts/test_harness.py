@@ -1,0 +1,199 @@
+"""The harness itself, with a stand-in for a WebUI; needs none."""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hosts import server as server_module
+from hosts.client import Client, HttpError
+from hosts.malformed import malformed
+from hosts.server import EXTENSION, ROOT, HostError, Installation, Server, copy_extension
+
+from lib_ccn.images import decode_mask
+from lib_ccn.settings import SettingsError
+from lib_ccn.webui.arguments import read
+
+pytestmark = pytest.mark.offline
+
+# Answers every GET, refuses every POST, and starts a child, as a WebUI does.
+STAND_IN = """
+import json, os, subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self, status, value):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(value).encode())
+    def do_GET(self):
+        self.answer(200, {"arguments": sys.argv[1:], "path": os.environ.get("PYTHONPATH"),
+                          "own": os.environ.get("OWN")})
+    def do_POST(self):
+        self.answer(422, {"detail": "delta"})
+    def log_message(self, *_):
+        pass
+
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A WebUI's folder, with a space in its path; AUTOMATIC1111's by its looks."""
+    monkeypatch.setattr(server_module, "WORK", tmp_path / "work")
+    folder = tmp_path / "web ui"
+    (folder / "modules").mkdir(parents=True)
+    (folder / "launch.py").write_text(STAND_IN)
+    known = "'--no-half', '--precision', '--use-cpu', '--api', '--always-cpu'"
+    (folder / "modules" / "cmd_args.py").write_text(f"flags = [{known}]")
+    (folder / "extensions" / "sd-webui-controlnet" / "scripts").mkdir(parents=True)
+    (folder / "extensions" / "sd-webui-controlnet" / "scripts" / "controlnet.py").touch()
+    return folder
+
+
+class TestFinding:
+    def test_no_webui(self, tmp_path):
+        with pytest.raises(HostError, match=r"is no WebUI: it has no launch\.py"):
+            Installation.find(tmp_path)
+
+    def test_no_python(self, folder):
+        with pytest.raises(HostError, match="no Python at nowhere"):
+            Installation.find(folder, "nowhere")
+
+    def test_a1111_needs_controlnet(self, folder):
+        (folder / "extensions" / "sd-webui-controlnet").rename(folder / "elsewhere")
+        with pytest.raises(HostError, match="without sd-webui-controlnet"):
+            Installation.find(folder)
+        assert Installation.find(folder, beside=(folder / "elsewhere",)).family == "a1111"
+
+    @pytest.mark.parametrize(
+        ("marks", "family"),
+        [
+            ((), "a1111"),
+            (("backend",), "forge"),
+            (("ldm_patched",), "classic"),
+            (("ldm_patched", "ldm_patched/ldm/common_dit.py"), "reforge"),
+        ],
+    )
+    def test_family(self, folder, marks, family):
+        for mark in marks:
+            path = folder / mark
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if mark.endswith(".py") else path.mkdir(exist_ok=True)
+        assert Installation.find(folder).family == family
+
+    @pytest.mark.skipif(os.name == "nt", reason="a venv's layout differs")
+    def test_its_own_python_comes_first(self, folder):
+        assert Installation.find(folder).python == Path(sys.executable)
+        own = folder / "venv" / "bin" / "python"
+        own.parent.mkdir(parents=True)
+        own.symlink_to(sys.executable)
+        assert Installation.find(folder).python == own
+
+    def test_only_flags_that_it_knows(self, folder):
+        command = Installation.find(folder).command(7000)
+        assert command[-4:] == ["all", "--no-half", "--precision", "full"]
+        assert "--disable-nan-check" not in command
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes are watched as POSIX has them")
+class TestServer:
+    def test_runs_and_leaves_no_process(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setenv("PYTHONPATH", "ours")
+        found = Installation.find(folder, variables={"OWN": "yes"})
+        with Server(found, tmp_path / "log") as server:
+            told = Client(server.url).call("/anything")
+            child = int(server.log().split()[1])
+            assert is_running(child)
+            with pytest.raises(HttpError, match="HTTP 422") as caught:
+                Client(server.url).call("/refused", {"a": 1})
+        assert (told["path"], told["own"]) == (None, "yes")
+        assert told["arguments"][:2] == ["--data-dir", str(found.work)]
+        assert json.loads(caught.value.text) == {"detail": "delta"}
+        deadline = time.monotonic() + 5
+        while is_running(child) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_running(child)
+
+    def test_one_that_ends_is_told_with_its_log(self, folder, tmp_path):
+        (folder / "launch.py").write_text("print('out of luck'); raise SystemExit(3)")
+        with (
+            pytest.raises(HostError, match=r"status 3[^$]*out of luck"),
+            Server(Installation.find(folder), tmp_path / "log"),
+        ):
+            pass
+
+    def test_one_that_never_answers_is_ended(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(server_module, "START_SECONDS", 1)
+        (folder / "launch.py").write_text("import time; print('hm', flush=True); time.sleep(600)")
+        server = Server(Installation.find(folder), tmp_path / "log")
+        with pytest.raises(HostError, match="does not answer after 1 s"), server:
+            pass
+        assert server.process is None
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A child that has ended and that nobody waits for is still listed.
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_copy_has_what_a_user_gets(tmp_path):
+    copy_extension(tmp_path / "copy")
+    copied = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert copied == {name for name in EXTENSION if (ROOT / name).exists()}
+    assert (tmp_path / "copy" / "lib_ccn" / "session.py").is_file()
+    assert not list((tmp_path / "copy").rglob("__pycache__"))
+
+
+def test_generated_settings_are_malformed():
+    """Each is refused when read, or names a unit that two units do not have."""
+
+    class NoPresets:
+        def load(self, name):
+            raise KeyError(name)
+
+    generated = malformed(400)
+    assert generated == malformed(400)
+    late = 0
+    for arguments in generated:
+        json.dumps(arguments, allow_nan=False)
+        request = read(arguments, presets=NoPresets())
+        if request.problem is None:
+            late += 1
+            units = {request.settings.foreground_unit, request.settings.background_unit}
+            if not units & {7, 9}:
+                assert not is_usable(request.settings)
+    assert late < len(generated) / 4
+
+
+def is_usable(settings):
+    try:
+        settings.check_usable()
+        decode_mask(settings)
+    except SettingsError:
+        return False
+    return True
+
+
+def test_command_line_reaches_pytest():
+    path = Path(__file__).with_name("__main__.py")
+    spec = importlib.util.spec_from_file_location("hosttest_main", path)
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    words = ["--webui", "D", "--env", "A=1", "--env", "B=2", "--quick", "--only", "x and y"]
+    arguments = main.pytest_arguments(main.parser().parse_args(words))
+    text = " ".join(arguments)
+    assert "--webui D --webui-env A=1 --webui-env B=2 --webui-quick -k x and y" in text
+    assert "--webui-page" not in text
