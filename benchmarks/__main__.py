@@ -1,9 +1,13 @@
-"""All benchmarks, or the named ones: `python3 run.py bench [fusion ...] [--quick] [--write]`."""
+"""All benchmarks, or the named ones: `python3 run.py bench [fusion ...] [--quick] [--write]`.
+
+`python3 run.py bench fidelity` is about the pictures, not the cost, and has options of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +18,9 @@ TITLES = {
     "injection": "KV-Injection, to one plain self-attention",
     "mask": "Reading the mask, to the layers that are listened to",
     "step": "A whole denoising step with two ControlNets, to the same step with the plain sum",
+    "family": "A step of SDXL and of FLUX with two ControlNets, to the same with the plain sum",
 }
+PICTURES = "fidelity"
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """# What the method costs
 
@@ -25,6 +31,13 @@ one's of the same round. Made by `python3 run.py bench --write`.
 
 def main() -> None:
     """Run the benchmarks and print, or write, their tables."""
+    if sys.argv[1:2] == [PICTURES]:
+        from lib_ccn.playground.quiet import silence_libraries
+
+        silence_libraries()  # before what follows imports their pipelines
+        from benchmarks.fidelity import command
+
+        raise SystemExit(command.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python3 run.py bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(TITLES)} (default: all)")
     add_options(parser)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import fusion, injection, mask, mask_study, step, timing
+from benchmarks import family, fusion, injection, mask, mask_study, step, timing
 from benchmarks.__main__ import TITLES
 from lib_ccn.fusion import MODES
 from lib_ccn.playground.demo_model import BUNDLED, load_pipeline
@@ -22,7 +22,7 @@ def test_interleaved_calls_take_turns():
 
 
 def test_every_benchmark_has_its_title():
-    assert set(TITLES) == {"fusion", "injection", "mask", "step"}
+    assert set(TITLES) == {"fusion", "injection", "mask", "step", "family"}
 
 
 def test_fusion_table(monkeypatch):
@@ -60,6 +60,21 @@ def test_a_step_with_every_variant(monkeypatch):
     assert 0 < whole["foreground"] < 1
     assert whole["injected layers"] > 0
     assert rows["fusion"]["injected layers"] == 0
+
+
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="THE TRAINED MODEL IS MISSING: models/demo")
+def test_a_step_of_each_family():
+    result = family.run(quick=True)
+    for rows, blocks in zip(result["families"].values(), (8, 4), strict=True):
+        assert rows["plain sum"]["ratio"] == 1
+        assert rows["fusion"]["injected"] == 0
+        assert rows["whole method (mask from a word)"]["injected"] == blocks
+    # Two tensors of half precision per block: batch, tokens, channels.
+    sdxl = 2 * 2 * (4 * (64 * 64) * 640 + 30 * (32 * 32) * 1280) * 2
+    flux = 2 * 2 * 15 * (64 * 64 + 512) * 3072
+    assert result["captured"]["SDXL"] == {"layers": 34, "bytes": sdxl}
+    assert result["captured"]["FLUX"] == {"layers": 15, "bytes": flux}
+    assert "| FLUX | 15 | 810 |" in family.markdown(result)
 
 
 @pytest.mark.skipif(not BUNDLED.is_dir(), reason="THE TRAINED MODEL IS MISSING: models/demo")

@@ -229,7 +229,7 @@ class Control:
 
     def __init__(self, value, *, adapter=False, scope=None):
         self.value, self.adapter, self.timestep_range = value, adapter, scope
-        self.previous_controlnet = None
+        self.previous_controlnet, self.strength = None, 1.0
         self.cond_hint_original = torch.rand(1, 3, 64, 64)
         self.control_model = torch.nn.Module()
         if not adapter:

@@ -260,9 +260,12 @@ def _eligible(param: Any) -> bool:
     """Whether this unit is a ControlNet of UNet shape whose residuals are maps.
 
     What is pooled over the whole picture (shuffle) is pooled after we have seen it; SparseCtrl's
-    batch is a film. Advanced weights of another length would cut the list of residuals short.
+    batch is a film; a unit of weight 0 says nothing. Advanced weights of another length would cut
+    the list of residuals short.
     """
     if not param.control_model_type.is_controlnet or param.global_average_pooling:
+        return False
+    if param.weight == 0 and getattr(param, "advanced_weighting", None) is None:
         return False
     model = getattr(param.control_model, "control_model", None)
     if "SparseCtrl" in type(model).__name__ or "SparseCtrl" in type(param.control_model).__name__:

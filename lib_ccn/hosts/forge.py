@@ -239,9 +239,10 @@ def _eligible(control: Any) -> bool:
     """Whether this is a ControlNet of UNet shape whose residuals are maps.
 
     A ControlLora makes its model when the run begins; it is one by its class. A globally pooled
-    unit (shuffle) says the same everywhere, so that there is nothing to choose between.
+    unit (shuffle) says the same everywhere, so that there is nothing to choose between; one of
+    weight 0 says nothing.
     """
-    if getattr(control, "global_average_pooling", False):
+    if getattr(control, "global_average_pooling", False) or control.strength == 0:
         return False
     model = getattr(control, "control_model", None)
     if model is None:

@@ -12,7 +12,7 @@ import gradio as gr
 _MAJOR = int(gr.__version__.partition(".")[0])
 _GRADIO_3 = _MAJOR == 3
 _HEIGHT = 400
-_WHITE = "#ffffff"
+_WHITE, _RED = "#ffffff", "#d63054"
 
 
 def input_accordion(label: str, elem_id: str) -> tuple[Any, Any]:
@@ -23,7 +23,7 @@ def input_accordion(label: str, elem_id: str) -> tuple[Any, Any]:
     """
     try:
         from modules.ui_components import InputAccordion
-    except ImportError:
+    except ModuleNotFoundError:
         accordion = gr.Accordion(label, open=True, elem_id=elem_id)
         with accordion:
             return gr.Checkbox(True, label="On", elem_id=f"{elem_id}-checkbox"), accordion
@@ -64,7 +64,8 @@ def mask_editor(label: str, elem_id: str) -> list[Any]:
             type="pil",
             image_mode="RGBA",
             sources=("upload", "clipboard"),
-            brush=gr.Brush(default_size=40, colors=[_WHITE], color_mode="fixed"),
+            # Strokes count in any colour, and an empty canvas is white.
+            brush=gr.Brush(default_size=40, colors=[_RED], color_mode="fixed"),
             layers=False,
             height=_HEIGHT,
         )

@@ -103,7 +103,8 @@ class Case:
         make: builds the request, without this extension's arguments.
         pictures: how many come back.
         fused: whether the method has anything to do here.
-        repeatable: False where the host itself gives another picture the second time.
+        repeatable: False where a host may give another picture the second time: these draw noise
+            from the global generator.
         quick: part of the short run.
     """
 
@@ -165,8 +166,12 @@ MATRIX = (
         lambda r: r.body([r.unit(guidance_start=0.5), r.unit("ccn-random-b", 2)], steps=4),
     ),
     Case("weights", lambda r: r.body([r.unit(weight=0.6), r.unit("ccn-random-b", 2, weight=1.4)])),
-    Case("negative prompt of 300 tokens", lambda r: r.body(negative_prompt=LONG), quick=True),
-    Case("prompt of 300 tokens", lambda r: r.body(prompt=f"{LONG}, a red star")),
+    Case(
+        "negative prompt of 300 tokens",
+        lambda r: r.body(negative_prompt=LONG, cfg_scale=1.5),
+        quick=True,
+    ),
+    Case("prompt of 300 tokens", lambda r: r.body(prompt=f"{LONG}, a red star", cfg_scale=1.5)),
     Case("same model twice", lambda r: r.body([r.unit(seed=1), r.unit(seed=2)]), quick=True),
     Case("three units", lambda r: r.body([*r.two(), r.unit("ccn-random-c", 3)])),
     Case(

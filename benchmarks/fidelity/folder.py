@@ -1,0 +1,170 @@
+"""Condition pairs of one's own: a folder with images and a `pairs.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .pairs import CASES, CONFLICT, Batch, Plan, split
+
+
+class PairsError(Exception):
+    """The pairs cannot be read; the message names the file or the field."""
+
+
+@dataclass(frozen=True)
+class FolderPair:
+    """One entry of a folder's `pairs.json`; the files are relative to the folder.
+
+    Attributes:
+        prompt: what to draw.
+        foreground: image file, the object's condition.
+        background: image file, the condition of everything else.
+        case: "conflict" (default) or "complementary".
+        word: names the foreground in the prompt; "" leaves it to the method.
+        seed: of the noise; None takes the entry's place in the list.
+        object_mask: image file, white where the object should be.
+        labels: image file of class numbers, as the segmenter counts them; 255 is not judged.
+        reference: image file, the picture that the conditions were taken from.
+    """
+
+    prompt: str
+    foreground: str
+    background: str
+    case: str = CONFLICT
+    word: str = ""
+    seed: int | None = None
+    object_mask: str | None = None
+    labels: str | None = None
+    reference: str | None = None
+
+
+class FolderPairs:
+    """Pairs of a folder with a `pairs.json`, scored by whatever `Scorers` were asked for."""
+
+    shared_foreground = False
+
+    def __init__(self, folder: Path, size: tuple[int, int], scorers: Any) -> None:
+        self.folder, self.size, self.scorers = folder, size, scorers
+        self.pairs = read_pairs(folder)
+        self.cases = tuple(c for c in CASES if any(p.case == c for p in self.pairs))
+
+    def plans(self, case: str, count: int, size: int) -> list[Plan]:
+        """See `Source`; pairs of one word go together."""
+        chosen = [n for n, pair in enumerate(self.pairs) if pair.case == case][:count]
+        members: dict[str, list[int]] = {}
+        for number in chosen:
+            members.setdefault(self.pairs[number].word, []).append(number)
+        return [
+            Plan(case, word, tuple(part))
+            for word, numbers in members.items()
+            for part in split(numbers, size)
+        ]
+
+    def load(self, plan: Plan) -> Batch:
+        """See `Source`."""
+        pairs = [self.pairs[number] for number in plan.numbers]
+        masks = [self._mask(pair.object_mask) for pair in pairs]
+        known = [mask for mask in masks if mask is not None]
+        return Batch(
+            plan,
+            prompts=[pair.prompt for pair in pairs],
+            seeds=[
+                number if pair.seed is None else pair.seed
+                for number, pair in zip(plan.numbers, pairs, strict=True)
+            ],
+            conditions=[
+                torch.stack([self._image(getattr(pair, side)) for pair in pairs])
+                for side in ("foreground", "background")
+            ],
+            object_mask=torch.stack(known) if len(known) == len(masks) else None,
+            details=pairs,
+        )
+
+    def score(self, batch: Batch, pictures: Tensor) -> list[dict[str, float]]:
+        """See `Source`."""
+        rows = []
+        for number, pair in enumerate(batch.details):
+            rows.append(
+                self.scorers.score(
+                    pictures[number],
+                    prompt=pair.prompt,
+                    background=batch.conditions[1][number],
+                    object_mask=self._mask(pair.object_mask),
+                    labels=self._labels(pair.labels),
+                    reference=None if pair.reference is None else self._image(pair.reference),
+                )
+            )
+        return rows
+
+    def ceilings(self, batch: Batch, pipe: Any) -> dict[str, Tensor]:
+        """The reference pictures, where every pair has one."""
+        if any(pair.reference is None for pair in batch.details):
+            return {}
+        return {"drawn": torch.stack([self._image(pair.reference) for pair in batch.details])}
+
+    def _open(self, name: str) -> Image.Image:
+        path = self.folder / name
+        try:
+            with Image.open(path) as opened:
+                return ImageOps.exif_transpose(opened)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise PairsError(f"{path} cannot be read: {error}") from error
+
+    def _image(self, name: str) -> Tensor:
+        fitted = ImageOps.fit(self._open(name).convert("RGB"), self.size, Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(fitted)).movedim(-1, 0).float() / 255
+
+    def _mask(self, name: str | None) -> Tensor | None:
+        if name is None:
+            return None
+        fitted = ImageOps.fit(self._open(name).convert("L"), self.size, Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(fitted)) > 127
+
+    def _labels(self, name: str | None) -> Tensor | None:
+        if name is None:
+            return None
+        image = self._open(name)
+        if image.mode not in ("L", "P", "I", "I;16"):
+            raise PairsError(f"{self.folder / name} is {image.mode}; expected one class per pixel")
+        fitted = ImageOps.fit(image, self.size, Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(fitted).astype(np.int64))
+
+
+def read_pairs(folder: Path) -> list[FolderPair]:
+    """The entries of `folder/pairs.json`.
+
+    Raises:
+        PairsError: there is none, or an entry has a field that is missing, unknown or wrong.
+    """
+    path = folder / "pairs.json"
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise PairsError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise PairsError(f"{path} is no JSON: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise PairsError(f"{path} must be a list of pairs, with at least one")
+    known = {field.name for field in fields(FolderPair)}
+    pairs = []
+    for number, entry in enumerate(entries):
+        where = f"{path}, pair {number}"
+        if not isinstance(entry, dict):
+            raise PairsError(f"{where} is {entry!r}; expected an object of names and values")
+        unknown, missing = set(entry) - known, {"prompt", "foreground", "background"} - set(entry)
+        if unknown or missing:
+            what = f"unknown {sorted(unknown)}" if unknown else f"no {sorted(missing)}"
+            raise PairsError(f"{where}: {what}; known are {', '.join(sorted(known))}")
+        pair = FolderPair(**entry)
+        if pair.case not in CASES:
+            raise PairsError(f"{where}: case is {pair.case!r}; allowed: {', '.join(CASES)}")
+        pairs.append(pair)
+    return pairs

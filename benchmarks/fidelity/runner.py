@@ -1,0 +1,220 @@
+"""Making and scoring the pictures: jobs, what of them is done already, and the work itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lib_ccn.foreground import resize_mask
+from lib_ccn.hosts.diffusers import cross_controlnet
+from lib_ccn.playground.demo_model import generate
+from lib_ccn.playground.metrics import mask_iou, widened
+from lib_ccn.settings import Settings
+
+from .authors import RULES, fused_by
+from .methods import CEILINGS, MAIN, Ablation, Method, base_settings
+from .pairs import COMPLEMENTARY, Batch, Plan, Source
+from .store import Row, Store
+
+
+class RunError(Exception):
+    """A picture could not be made as the method says."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every picture is made.
+
+    Attributes:
+        steps: of UniPC.
+        guidance_scale: of classifier-free guidance.
+        mask_reduction: which attention maps the mask is read from.
+        bfloat16: the networks run in bfloat16 autocast.
+    """
+
+    steps: int
+    guidance_scale: float
+    mask_reduction: int
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one batch; no method stands for the ceilings."""
+
+    plan: Plan
+    method: Method | None
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of the rows that it makes."""
+        return list(CEILINGS) if self.method is None else [self.method.key]
+
+
+def jobs(
+    source: Source,
+    pairs: int,
+    ablated: int,
+    ablations: Sequence[Ablation],
+    batch: int,
+    methods: Sequence[Method] = MAIN,
+) -> list[Job]:
+    """Every job: the first `ablated` pairs under everything, then the others' main rows.
+
+    Main rows of the first pairs come first, so that a run that is broken off has whole tables.
+    """
+    early: list[Job] = []
+    later: list[Job] = []
+    extra: dict[tuple[str, str], Job] = {}
+    for case in source.cases:
+        own = [m for m in methods if not _is_shared(source, case, m)]
+        for plan in source.plans(case, pairs, batch):
+            where = early if plan.numbers[0] < ablated else later
+            where += [Job(plan, method) for method in (None, *own)]
+        for plan in source.plans(case, min(ablated, pairs), batch):
+            for ablation in ablations:
+                for _, method in ablation.methods if case in ablation.cases else ():
+                    if method not in methods:
+                        extra.setdefault((method.key, plan.ids[0] + case), Job(plan, method))
+    later.sort(key=lambda job: job.plan.numbers[0])
+    return [*early, *extra.values(), *later]
+
+
+def _is_shared(source: Source, case: str, method: Method) -> bool:
+    """Whether the picture is the conflicting pair's own: the foreground unit's alone."""
+    return source.shared_foreground and case == COMPLEMENTARY and method.unit == 0
+
+
+def is_done(job: Job, store: Store) -> bool:
+    """Whether every row of the job is in the store; ceilings that a source lacks count as done."""
+    keys = job.keys[:1]
+    return all((job.plan.case, key, pair) in store.rows for key in keys for pair in job.plan.ids)
+
+
+class Worker:
+    """Makes and scores the pictures of a job, with one pipeline."""
+
+    def __init__(self, pipe: Any, source: Source, sampling: Sampling) -> None:
+        self.pipe, self.source, self.sampling = pipe, source, sampling
+
+    def run(self, job: Job, on_step: Callable[[int], Any] = lambda _: None) -> dict[str, list[Row]]:
+        """The rows of a job by their method's key, one per pair."""
+        batch = self.source.load(job.plan)
+        began = time.monotonic()
+        if job.method is None:
+            made = self.source.ceilings(batch, self.pipe)
+            return {key: self.source.score(batch, pictures) for key, pictures in made.items()}
+        pictures, more = self.pictures(job.method, batch, on_step)
+        seconds = (time.monotonic() - began) / len(pictures)
+        rows = self.source.score(batch, pictures)
+        for row, found in zip(rows, more, strict=True):
+            row.update(found, seconds=round(seconds, 4))
+        return {job.method.key: [{k: round(v, 6) for k, v in row.items()} for row in rows]}
+
+    def pictures(
+        self, method: Method, batch: Batch, on_step: Callable[[int], Any]
+    ) -> tuple[Tensor, list[Row]]:
+        """Pictures [B, 3, H, W], and what is known of each one's mask."""
+        if method.unit is not None:
+            alone = one_unit(self.pipe, method.unit)
+            return self._generate(alone, batch, batch.conditions[method.unit], on_step), [
+                {} for _ in batch.seeds
+            ]
+        if method.rule is not None:
+            with fused_by(self.pipe, RULES[method.rule]):
+                made = self._generate(self.pipe, batch, batch.conditions, on_step)
+            return made, [{} for _ in batch.seeds]
+        if method.true_mask:
+            single = [self._method(method, part, on_step) for part in _singles(batch)]
+            return torch.cat([p for p, _ in single]), [row for _, rows in single for row in rows]
+        return self._method(method, batch, on_step)
+
+    def settings(self, method: Method, batch: Batch) -> Settings:
+        """The settings of a method for a batch."""
+        values = base_settings(self.sampling.steps, self.sampling.mask_reduction)
+        values |= {"foreground_word": batch.plan.word} | (method.settings or {})
+        if method.true_mask:
+            if batch.object_mask is None:
+                raise RunError(f"pair {batch.plan.ids[0]} has no object_mask for {method.title!r}")
+            mask = widened(batch.object_mask, method.widened)[0]
+            values |= {"mask_source": "image", "mask_image": _png(mask)}
+        return Settings.from_dict(values)
+
+    def _method(
+        self, method: Method, batch: Batch, on_step: Callable[[int], Any]
+    ) -> tuple[Tensor, list[Row]]:
+        with cross_controlnet(self.pipe, self.settings(method, batch)) as control:
+            made = self._generate(
+                weighted(self.pipe, method.weight), batch, batch.conditions, on_step
+            )
+        session = control.session
+        if session is None or session.error is not None:
+            raise RunError(f"{method.title}: {None if session is None else session.error}")
+        mask = session.mask if control.settings.inject else None
+        if mask is None or batch.object_mask is None:
+            return made, [{} for _ in batch.seeds]
+        mask = mask.expand(len(made), -1, -1)
+        truth = resize_mask(batch.object_mask, (mask.shape[-2], mask.shape[-1]))
+        return made, [{"mask": v} for v in mask_iou(mask.flatten(1).cpu(), truth).tolist()]
+
+    def _generate(
+        self, pipe: Any, batch: Batch, conditions: Any, on_step: Callable[[int], Any]
+    ) -> Tensor:
+        device = self.pipe.device.type
+        cast = torch.autocast(device, torch.bfloat16) if self.sampling.bfloat16 else nullcontext()
+        with cast:
+            return generate(
+                pipe,
+                batch.prompts,
+                batch.seeds,
+                conditions,
+                steps=self.sampling.steps,
+                guidance_scale=self.sampling.guidance_scale,
+                on_step=on_step,
+            )
+
+
+def one_unit(pipe: Any, number: int) -> Any:
+    """The same pipeline with only one of its ControlNets; its parts are shared."""
+    parts = {**pipe.components, "controlnet": pipe.controlnet.nets[number]}
+    options = {} if "safety_checker" not in parts else {"requires_safety_checker": False}
+    alone = type(pipe)(**parts, **options)
+    alone.set_progress_bar_config(disable=True)
+    return alone
+
+
+def weighted(pipe: Any, weight: float) -> Any:
+    """The pipeline's call with that weight for every ControlNet."""
+    if weight == 1:
+        return pipe
+    return partial(pipe, controlnet_conditioning_scale=[weight] * len(pipe.controlnet.nets))
+
+
+def _singles(batch: Batch) -> Iterator[Batch]:
+    """The batch's pairs, each in a batch of its own."""
+    for n, number in enumerate(batch.plan.numbers):
+        yield Batch(
+            Plan(batch.plan.case, batch.plan.word, (number,)),
+            batch.prompts[n : n + 1],
+            batch.seeds[n : n + 1],
+            [condition[n : n + 1] for condition in batch.conditions],
+            None if batch.object_mask is None else batch.object_mask[n : n + 1],
+            None,
+        )
+
+
+def _png(mask: Tensor) -> str:
+    """A mask bool [H, W] as a base64 PNG."""
+    file = io.BytesIO()
+    Image.fromarray((mask.byte() * 255).numpy(), "L").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,65 @@
+"""The figures of docs/how-it-works.md, and the links of the documents."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_ccn.playground import explain
+from lib_ccn.playground.__main__ import main
+from lib_ccn.playground.demo_model import BUNDLED
+from lib_ccn.playground.explain_figures import BOTH, UNIT_COLOURS, _central_token, winner_image
+from lib_ccn.playground.winners import AVERAGED
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("docs/how-it-works.md", "docs/tutorial.md", "benchmarks/FIDELITY.md")
+
+
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="THE TRAINED MODEL IS MISSING: models/demo")
+def test_every_figure_of_the_document_is_drawn(tmp_path, capsys):
+    assert main(["explain", "--steps", "4", "--out", str(tmp_path)]) == 0
+    shown = set(re.findall(r"\(img/([\w-]+\.png)\)", (ROOT / DOCUMENTS[0]).read_text("utf-8")))
+    assert {path.name for path in tmp_path.iterdir()} == shown
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size < 60_000
+        with Image.open(path) as figure:
+            assert figure.width > 700
+            assert len(figure.convert("RGB").getcolors(1 << 16)) > 8
+    assert capsys.readouterr().out.count("KiB") == len(shown)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [(["--steps", "2"], "--steps: 2"), (["--example", "99"], "--example: 99")]
+)
+def test_what_cannot_be_explained_is_refused(options, says, tmp_path, capsys):
+    try:
+        status = main(["explain", *options, "--out", str(tmp_path)])
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    assert says in capsys.readouterr().err
+
+
+def test_decisions_have_their_colours():
+    image = winner_image(torch.tensor([[0, 1, AVERAGED]]))
+    assert [image.getpixel((x, 0)) for x in range(3)] == [*UNIT_COLOURS, BOTH]
+
+
+def test_the_central_token_is_the_deepest():
+    inside = torch.zeros(6, 6, dtype=torch.bool)
+    inside[1:6, 0:5] = True  # touches two edges of the picture, which count as outside
+    assert _central_token(inside.flatten(), (6, 6)) == 3 * 6 + 2
+
+
+def test_explain_has_its_defaults():
+    assert explain.parse([]).out == Path("docs/img")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_of_the_documents_lead_somewhere(document):
+    place = ROOT / document
+    links = re.findall(r"\]\(([^)#][^)]*)\)", place.read_text("utf-8"))
+    assert links
+    assert [n for n in links if not n.startswith("http") and not (place.parent / n).exists()] == []
