@@ -151,8 +151,9 @@ class Interception:
         seen, self._seen = self._seen, {}
         fused = None
         with self._guarded():
-            assert self.sampling.session is not None
-            fused = self.sampling.session.fuse(seen)
+            session = self.sampling.session
+            if session is not None and self.sampling.aside is None:
+                fused = session.fuse(seen)
         if fused is None:  # the units before have added nothing, so that the sum is made here
             host_order = [seen[unit] for unit in self.units if unit in seen]
             fused = [
