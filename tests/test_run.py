@@ -442,19 +442,19 @@ sys.exit(environment.run(["-c", {child!r}]))
         process = self.start(child)
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
-        out, error = process.communicate(timeout=20)
+        out, error = process.communicate(timeout=90)
         assert (process.returncode, out, error) == (9, "tidied\n", "")
 
     def test_termination_ends_the_child(self):
         process = self.start("import time; print('up', flush=True); time.sleep(30)")
         process.terminate()
-        process.communicate(timeout=20)  # returns once the child has let go of the pipes
+        process.communicate(timeout=90)  # returns once the child has let go of the pipes
         assert process.returncode == 128 + signal.SIGTERM
 
     def test_child_that_is_killed(self):
         code = "print('up', flush=True); import os; os.kill(os.getpid(), 9)"
         process = self.start(code)
-        process.communicate(timeout=20)
+        process.communicate(timeout=90)
         assert process.returncode == 137
 
 

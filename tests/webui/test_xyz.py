@@ -157,7 +157,7 @@ def test_a_bad_value_is_refused_before_the_grid_begins(name, xs, message):
         option.confirm(None, xs)
     assert option.label in str(caught.value)
     # What the WebUIs' API makes its answer of.
-    assert vars(caught.value) == {"status_code": 422, "detail": str(caught.value)}
+    assert vars(caught.value).items() >= {"status_code": 422, "detail": str(caught.value)}.items()
 
 
 def test_the_plot_s_range_may_overshoot_by_one(caplog):
