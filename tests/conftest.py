@@ -26,4 +26,5 @@ def pytest_addoption(parser):
         help="another extension to install with ours; may be repeated",
     )
     group.addoption("--webui-quick", action="store_true", help="the short run")
+    group.addoption("--webui-sdxl", action="store_true", help="Stable Diffusion XL, not 1.5")
     group.addoption("--webui-page", action="store_true", help="also the page, in a browser")

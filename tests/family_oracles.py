@@ -14,17 +14,6 @@ PROMPT = "a red star over a green field"
 NOTHING = {"fusion": "sum", "inject": False}
 
 
-def conditions(count=2, size=(32, 32), batch=1):
-    """Condition images [batch, 3, H, W]: a bright square at another place for each unit."""
-    images = []
-    for number in range(count):
-        image = torch.zeros(batch, 3, *size)
-        top = 2 + 5 * number
-        image[:, :, top : top + 14, top : top + 12] = 1.0
-        images.append(image)
-    return images
-
-
 def state(pipe):
     """Everything that a generation could leave changed in the pipeline's parts."""
     seen = {"pipe": {key for key, value in pipe.__dict__.items() if inspect.isroutine(value)}}

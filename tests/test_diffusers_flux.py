@@ -11,12 +11,12 @@ from family_oracles import (
     NOTHING,
     PROMPT,
     assert_fused_by_formula,
-    conditions,
     dumped,
     flux_projections,
     joint_attention_oracle,
     state,
 )
+from tiny import conditions
 
 from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet, family_of

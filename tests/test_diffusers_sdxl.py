@@ -9,11 +9,11 @@ from family_oracles import (
     NOTHING,
     PROMPT,
     assert_fused_by_formula,
-    conditions,
     dumped,
     self_attention_oracle,
     state,
 )
+from tiny import conditions
 
 from lib_ccn.attention import self_attention_layers
 from lib_ccn.foreground import resize_mask, token_grid

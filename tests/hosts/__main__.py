@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+# What is another with another family of models; the page, the API and failures are the same.
+SDXL_TESTS = ("test_host_equality.py", "test_host_residuals.py", "test_host_matrix.py")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,17 +45,33 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--page", action="store_true", help="also the page, in Chromium (needs chromedriver)"
     )
+    made.add_argument(
+        "--sdxl",
+        action="store_true",
+        help="Stable Diffusion XL instead of 1.5: fewer tests, 13 GB of weights, and 20 GB of free "
+        "memory",
+    )
     made.add_argument("--only", metavar="WORDS", help="only tests with these words (pytest's -k)")
     return made
 
 
 def pytest_arguments(options: argparse.Namespace) -> list[str]:
     """The same for pytest."""
-    given = [str(HERE), "--rootdir", str(HERE.parents[1]), "-v", "-rfEs", "--webui", options.webui]
+    names = SDXL_TESTS if options.sdxl else (".",)
+    given = [
+        *(str(HERE / name) for name in names),
+        "--rootdir",
+        str(HERE.parents[1]),
+        "-v",
+        "-rfEs",
+        "--webui",
+        options.webui,
+    ]
     given += ["--webui-python", options.python] if options.python else []
     given += [word for pair in options.env for word in ("--webui-env", pair)]
     given += [word for path in options.beside for word in ("--webui-beside", path)]
-    given += ["--webui-quick"] if options.quick else []
+    given += ["--webui-quick"] if options.quick or options.sdxl else []
+    given += ["--webui-sdxl"] if options.sdxl else []
     given += ["--webui-page"] if options.page else []
     given += ["-k", options.only] if options.only else []
     return given

@@ -41,16 +41,17 @@ def painted_mask(size: int = SIZE) -> Image.Image:
 class Requests:
     """Builds requests for one WebUI."""
 
-    def __init__(self, client: Client, family: str) -> None:
-        self.client = client
+    def __init__(self, client: Client, family: str, models: str = "ccn-random") -> None:
+        """`models` begins the names of the ControlNets' files."""
+        self.client, self.models = client, models
         self.none = "none" if family == "a1111" else "None"
 
-    def unit(self, stem: str = "ccn-random-a", seed: int = 1, **changes: Any) -> Json:
+    def unit(self, name: str = "a", seed: int = 1, **changes: Any) -> Json:
         """One ControlNet unit with a picture of its own."""
         values = {
             "enabled": True,
             "module": self.none,
-            "model": self.client.model(stem),
+            "model": self.client.model(f"{self.models}-{name}"),
             "weight": 1.0,
             "image": encoded(blocks(seed)),
             "resize_mode": "Just Resize",
@@ -65,8 +66,8 @@ class Requests:
     def two(self, **changes: Any) -> list[Json]:
         """Two units with different models."""
         return [
-            self.unit("ccn-random-a", 1, **changes),
-            self.unit("ccn-random-b", 2, **changes),
+            self.unit("a", 1, **changes),
+            self.unit("b", 2, **changes),
         ]
 
     def body(self, units: list[Json] | None = None, **changes: Any) -> Json:
@@ -159,14 +160,14 @@ MATRIX = (
     ),
     Case(
         "guidance_end 0.5",
-        lambda r: r.body([r.unit(), r.unit("ccn-random-b", 2, guidance_end=0.5)], steps=4),
+        lambda r: r.body([r.unit(), r.unit("b", 2, guidance_end=0.5)], steps=4),
         quick=True,
     ),
     Case(
         "guidance_start 0.5",
-        lambda r: r.body([r.unit(guidance_start=0.5), r.unit("ccn-random-b", 2)], steps=4),
+        lambda r: r.body([r.unit(guidance_start=0.5), r.unit("b", 2)], steps=4),
     ),
-    Case("weights", lambda r: r.body([r.unit(weight=0.6), r.unit("ccn-random-b", 2, weight=1.4)])),
+    Case("weights", lambda r: r.body([r.unit(weight=0.6), r.unit("b", 2, weight=1.4)])),
     Case(
         "negative prompt of 300 tokens",
         lambda r: r.body(negative_prompt=LONG),
@@ -174,21 +175,21 @@ MATRIX = (
     ),
     Case("prompt of 300 tokens", lambda r: r.body(prompt=f"{LONG} and a red star")),
     Case("same model twice", lambda r: r.body([r.unit(seed=1), r.unit(seed=2)]), quick=True),
-    Case("three units", lambda r: r.body([*r.two(), r.unit("ccn-random-c", 3)])),
+    Case("three units", lambda r: r.body([*r.two(), r.unit("c", 3)])),
     Case(
         "T2I-Adapter beside two units",
-        lambda r: r.body([*r.two(), r.unit("ccn-random-t2iadapter", 3)]),
+        lambda r: r.body([*r.two(), r.unit("t2iadapter", 3)]),
     ),
     Case(
         "T2I-Adapter and one unit",
-        lambda r: r.body([r.unit(), r.unit("ccn-random-t2iadapter", 3)]),
+        lambda r: r.body([r.unit(), r.unit("t2iadapter", 3)]),
         fused=False,
     ),
     Case("one unit", lambda r: r.body([r.unit()]), fused=False, quick=True),
     Case("no unit", lambda r: r.body([]), fused=False),
     Case(
         "second unit of weight 0",
-        lambda r: r.body([r.unit(), r.unit("ccn-random-b", 2, weight=0.0)]),
+        lambda r: r.body([r.unit(), r.unit("b", 2, weight=0.0)]),
         fused=False,
     ),
     Case("LoRA", lambda r: r.body(prompt=f"{PROMPT} <lora:ccn-random-lora:1>")),

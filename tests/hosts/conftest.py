@@ -76,7 +76,11 @@ def installation(request):
     variables = dict(pair.split("=", 1) for pair in option("--webui-env"))
     try:
         return Installation.find(
-            option("--webui"), option("--webui-python"), variables, tuple(option("--webui-beside"))
+            option("--webui"),
+            option("--webui-python"),
+            variables,
+            tuple(option("--webui-beside")),
+            option("--webui-sdxl"),
         )
     except HostError as error:
         pytest.exit(f"hosttest: {error}", returncode=2)
@@ -102,7 +106,7 @@ class Host:
         self.installation = server.installation
         self.family = server.installation.family
         self.client = Client(server.url)
-        self.requests = Requests(self.client, self.family)
+        self.requests = Requests(self.client, self.family, self.installation.controlnets)
         self.problems: list[str] = []
 
     def generate(self, body, errors: bool = False) -> Reply:
@@ -155,7 +159,7 @@ def baseline(installation):
     (folder / "key").unlink(missing_ok=True)
     with Server(installation, installation.work / "baseline.log") as server:
         client = Client(server.url)
-        requests = Requests(client, installation.family)
+        requests = Requests(client, installation.family, installation.controlnets)
         for name, make in BASELINE.items():
             reply = client.generate(make(requests))
             assert same(reply, client.generate(make(requests))), f"{name}: not repeatable"

@@ -54,7 +54,6 @@ FLAGS = (
     ("--no-hashing",),
     ("--disable-console-progressbars",),
     ("--always-cpu",),
-    ("--all-in-fp32",),
     ("--attention-pytorch",),
 )
 A1111_FLAGS = (
@@ -63,6 +62,8 @@ A1111_FLAGS = (
     ("--precision", "full"),
     ("--disable-nan-check",),
 )
+# Half the memory for the weights; each is cast to float32 when it is used.
+SDXL_FLAGS = (("--unet-in-bf16",), ("--vae-in-fp32",), ("--clip-in-fp16",))
 FLAG_SOURCES = (
     "modules/cmd_args.py",
     "modules/paths_internal.py",
@@ -74,7 +75,6 @@ FLAG_SOURCES = (
 )
 # Only the pictures themselves come back; nothing is written into output folders.
 CONFIG = {
-    "sd_model_checkpoint": "ccn-random-sd15.safetensors",
     "control_net_no_detectmap": True,
     "return_grid": False,
     "grid_save": False,
@@ -99,12 +99,14 @@ class Installation:
         python: the interpreter that it runs with.
         variables: what is set in its environment beyond this process's own.
         beside: folders of other extensions that are installed with ours.
+        sdxl: whether it runs Stable Diffusion XL instead of 1.5.
     """
 
     folder: Path
     python: Path
     variables: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
+    sdxl: bool = False
 
     @classmethod
     def find(
@@ -113,6 +115,7 @@ class Installation:
         python: str | Path | None = None,
         variables: Mapping[str, str] | None = None,
         beside: tuple[str | Path, ...] = (),
+        sdxl: bool = False,
     ) -> Installation:
         """Look at the folder; raises HostError when no WebUI can be run from it."""
         folder = Path(folder).expanduser().resolve()
@@ -128,7 +131,7 @@ class Installation:
         near = folder / "extensions" / CONTROLNET_FOLDER
         if near.is_dir() and not any(path.name == CONTROLNET_FOLDER for path in others):
             others.append(near)
-        made = cls(folder, Path(found).absolute(), dict(variables or {}), tuple(others))
+        made = cls(folder, Path(found).absolute(), dict(variables or {}), tuple(others), sdxl)
         if made.family == "a1111" and not any(
             (path / "scripts" / "controlnet.py").is_file() for path in others
         ):
@@ -150,8 +153,21 @@ class Installation:
 
     @property
     def work(self) -> Path:
-        """The data folder; one per family, kept from run to run."""
-        return WORK / self.family
+        """The data folder; one per family of WebUI and of model, kept from run to run."""
+        return WORK / (f"{self.family}-sdxl" if self.sdxl else self.family)
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint's file name."""
+        return f"ccn-random-{'sdxl' if self.sdxl else 'sd15'}.safetensors"
+
+    @property
+    def controlnets(self) -> str:
+        """What the file names of the ControlNets begin with."""
+        if not self.sdxl:
+            return "ccn-random"
+        # On a CPU, AUTOMATIC1111 holds all weights in float32: full ones would need 28 GB.
+        return "ccn-random-sdxl-mid" if self.family == "a1111" else "ccn-random-sdxl"
 
     def known_flags(self) -> set[str]:
         """Every command-line option that the WebUI's sources mention."""
@@ -162,7 +178,8 @@ class Installation:
     def command(self, port: int) -> list[str]:
         """The command line that serves page and API on this port, on the CPU."""
         known = self.known_flags()
-        wanted = [*FLAGS, *(A1111_FLAGS if self.family == "a1111" else ())]
+        precision = SDXL_FLAGS if self.sdxl else (("--all-in-fp32",),)
+        wanted = [*FLAGS, *(A1111_FLAGS if self.family == "a1111" else precision)]
         flags = [word for flag in wanted if flag[0] in known for word in flag]
         where = ["--data-dir", str(self.work), "--server-name", "127.0.0.1", "--port", str(port)]
         if "--gradio-allowed-path" in known:
@@ -188,16 +205,17 @@ class Installation:
         from hosts import weights
 
         shared = WORK / "weights"
-        for relative, shapes in weights.files().items():
+        for relative, shapes in weights.files(self.sdxl).items():
             weights.write(shared / relative, shapes())
             link_or_copy(shared / relative, self.work / relative)
         extensions = self.work / "extensions"
         shutil.rmtree(extensions, ignore_errors=True)
         extensions.mkdir(parents=True)
-        for settings in ("config.json", "ui-config.json", "params.txt"):
-            (self.work / settings).unlink(missing_ok=True)
+        for stale in ("config.json", "ui-config.json", "params.txt"):
+            (self.work / stale).unlink(missing_ok=True)
         shutil.rmtree(self.work / "cross-controlnet-presets", ignore_errors=True)
-        (self.work / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+        settings = {**CONFIG, "sd_model_checkpoint": self.checkpoint}
+        (self.work / "config.json").write_text(json.dumps(settings), encoding="utf-8")
         for path in self.beside:
             shutil.copytree(path, extensions / path.name, ignore=ignored)
         if ours:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hosts import server as server_module
+from hosts import weights
 from hosts.client import Client, HttpError
 from hosts.malformed import malformed
 from hosts.server import EXTENSION, ROOT, HostError, Installation, Server, copy_extension
@@ -187,13 +188,47 @@ def is_usable(settings):
     return True
 
 
-def test_command_line_reaches_pytest():
+def pytest_words(*words):
     path = Path(__file__).with_name("__main__.py")
     spec = importlib.util.spec_from_file_location("hosttest_main", path)
     main = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(main)
-    words = ["--webui", "D", "--env", "A=1", "--env", "B=2", "--quick", "--only", "x and y"]
-    arguments = main.pytest_arguments(main.parser().parse_args(words))
-    text = " ".join(arguments)
+    return main.pytest_arguments(main.parser().parse_args(["--webui", "D", *words]))
+
+
+def test_command_line_reaches_pytest():
+    words = ["--env", "A=1", "--env", "B=2", "--quick", "--only", "x and y"]
+    text = " ".join(pytest_words(*words))
     assert "--webui D --webui-env A=1 --webui-env B=2 --webui-quick -k x and y" in text
     assert "--webui-page" not in text
+    assert "--webui-sdxl" not in text
+
+
+def test_sdxl_runs_the_tests_of_pictures_only():
+    words = pytest_words("--sdxl")
+    paths = [Path(word) for word in words if word.endswith(".py")]
+    assert {"--webui-sdxl", "--webui-quick"} < set(words)
+    assert len(paths) == 3
+    assert all(path.is_file() for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("family", "sdxl", "models", "flag"),
+    [
+        ("forge", False, "ccn-random", "--all-in-fp32"),
+        ("forge", True, "ccn-random-sdxl", "--unet-in-bf16"),
+        ("a1111", False, "ccn-random", "--no-half"),
+        ("a1111", True, "ccn-random-sdxl-mid", "--no-half"),
+    ],
+)
+def test_models_fit_into_memory(folder, family, sdxl, models, flag):
+    if family == "forge":
+        (folder / "backend").mkdir()
+        (folder / "backend" / "args.py").write_text("'--all-in-fp32', '--unet-in-bf16'")
+    made = Installation.find(folder, sdxl=sdxl)
+    assert made.family == family
+    assert made.controlnets == models
+    assert flag in made.command(7860)
+    assert f"models/Stable-diffusion/{made.checkpoint}" in weights.files(sdxl)
+    assert f"models/ControlNet/{models}-a.safetensors" in weights.files(sdxl)
+    assert made.work.name == (f"{family}-sdxl" if sdxl else family)

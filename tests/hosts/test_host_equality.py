@@ -75,7 +75,7 @@ class TestMethod:
                 "all": {},
                 "no injection": {"inject": False},
                 "earlier": {"start_step": 0},
-                "deeper": {"start_layer": 4},
+                "deeper": {"start_layer": 2},
                 "pix": {"fusion": "pix"},
                 "max": {"fusion": "max"},
                 "mean": {"fusion": "mean"},

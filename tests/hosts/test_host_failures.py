@@ -79,6 +79,37 @@ def test_inner_generations_are_skipped(host, first):
 
 
 @pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("controlnet", ["None", "Passthrough"])
+def test_adetailer(host, controlnet):
+    """The real one, where it is beside: its inner pictures are left to the host."""
+    if "adetailer" not in [
+        name.lower() for name in host.client.call("/sdapi/v1/scripts")["txt2img"]
+    ]:
+        pytest.skip("ADetailer is not installed; name its folder with --beside")
+    models = host.client.call("/adetailer/v1/ad_model")["ad_model"]
+    detectors = [name for name in models if name.endswith(".pt")]
+    if not detectors:
+        folder = host.installation.work / "models" / "adetailer"
+        pytest.skip(f"ADetailer has no detection model; put one into {folder}")
+    body = using(host.requests.body(), EVERYWHERE)
+    detail = {
+        "ad_model": detectors[0],
+        "ad_confidence": 0.0,  # noise has no faces
+        "ad_mask_k": 1,
+        "ad_denoising_strength": 0.8,
+        "ad_controlnet_model": controlnet,
+    }
+    scripts = {**body["alwayson_scripts"], "ADetailer": {"args": [True, False, detail]}}
+    alone = host.generate(body)
+    host.state()
+    reply = host.generate({**body, "alwayson_scripts": scripts})
+    assert host.state()["counts"]["fuse_residuals"] == body["steps"]
+    assert reply.enabled
+    assert reply.note == ""
+    assert distance(alone, reply) > 0
+
+
+@pytest.mark.usefixtures("settled")
 def test_interrupt_leaves_nothing(host):
     import threading
 

@@ -41,7 +41,7 @@ def test_case(host, case):
 
 def test_guidance_range_decides_call_by_call(host):
     """With one of two units out of its range there is nothing to fuse."""
-    units = [host.requests.unit(), host.requests.unit("ccn-random-b", 2, guidance_end=0.25)]
+    units = [host.requests.unit(), host.requests.unit("b", 2, guidance_end=0.25)]
     host.state()
     host.generate(using(host.requests.body(units, steps=4), EVERYWHERE))
     assert 0 < host.state()["counts"]["fuse_residuals"] < 4

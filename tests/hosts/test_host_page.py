@@ -233,8 +233,8 @@ def test_api_and_page_agree(page, host, made, pictures):
     data = page.driver.execute_async_script(fetch, page.pictures("txt2img")[0])
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
     units = [
-        host.requests.unit("ccn-random-a", image=encoded(blocks(1, 128))),
-        host.requests.unit("ccn-random-b", image=encoded(blocks(2, 128))),
+        host.requests.unit("a", image=encoded(blocks(1, 128))),
+        host.requests.unit("b", image=encoded(blocks(2, 128))),
     ]
     body = host.requests.body(units, width=128, height=128)
     again = host.generate(using(body, {**METHOD, **GIVEN, "show_mask": False}))

@@ -1,6 +1,7 @@
 """Random weights with the shapes of Stable Diffusion, for trying a WebUI without a download.
 
-``python tests/hosts/weights.py DIR [--sdxl]`` fills ``DIR/models`` as a WebUI expects it. The
+``python tests/hosts/weights.py DIR [--sdxl]`` fills ``DIR/models`` as a WebUI expects it: with
+Stable Diffusion 1.5, or with Stable Diffusion XL instead. The
 hosts recognise a model by its tensors' names and shapes, so these are the full ones. The pictures
 are noise, but finite, and every ControlNet changes them.
 """
@@ -12,7 +13,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class UNetShape:
 
 SD15 = UNetShape((1, 2, 4, 4), (1, 1, 1, 0), 1, 768, linear=False)
 SDXL = UNetShape((1, 2, 4), (0, 2, 10), 10, 2048, linear=True, pooled=2816)
+# A ControlNet may be shallower than its UNet: the published "mid" size.
+SDXL_MID = replace(SDXL, depths=(0, 0, 1), middle_depth=1)
 
 
 def prefixed(prefix: str, shapes: Shapes) -> Shapes:
@@ -319,18 +322,24 @@ def write(path: Path, shapes: Shapes) -> None:
 
 def files(sdxl: bool = False) -> dict[str, Callable[[], Shapes]]:
     """What to write: paths below the WebUI's data folder, and how to get the shapes."""
-    found: dict[str, Callable[[], Shapes]] = {
-        "Stable-diffusion/ccn-random-sd15": lambda: checkpoint(SD15),
-        "ControlNet/ccn-random-a": lambda: controlnet(SD15),
-        "ControlNet/ccn-random-b": lambda: controlnet(SD15),
-        "ControlNet/ccn-random-c": lambda: controlnet(SD15),
-        "ControlNet/ccn-random-t2iadapter": adapter,
-        "Lora/ccn-random-lora": lora,
-    }
+    found: dict[str, Callable[[], Shapes]]
     if sdxl:
-        found["Stable-diffusion/ccn-random-sdxl"] = lambda: checkpoint(SDXL)
-        found["ControlNet/ccn-random-sdxl-a"] = lambda: controlnet(SDXL)
-        found["ControlNet/ccn-random-sdxl-b"] = lambda: controlnet(SDXL)
+        found = {
+            "Stable-diffusion/ccn-random-sdxl": lambda: checkpoint(SDXL),
+            "ControlNet/ccn-random-sdxl-a": lambda: controlnet(SDXL),
+            "ControlNet/ccn-random-sdxl-b": lambda: controlnet(SDXL),
+            "ControlNet/ccn-random-sdxl-mid-a": lambda: controlnet(SDXL_MID),
+            "ControlNet/ccn-random-sdxl-mid-b": lambda: controlnet(SDXL_MID),
+        }
+    else:
+        found = {
+            "Stable-diffusion/ccn-random-sd15": lambda: checkpoint(SD15),
+            "ControlNet/ccn-random-a": lambda: controlnet(SD15),
+            "ControlNet/ccn-random-b": lambda: controlnet(SD15),
+            "ControlNet/ccn-random-c": lambda: controlnet(SD15),
+            "ControlNet/ccn-random-t2iadapter": adapter,
+            "Lora/ccn-random-lora": lora,
+        }
     return {f"models/{name}.safetensors": shapes for name, shapes in found.items()}
 
 
@@ -338,7 +347,7 @@ def main() -> None:
     """Reads the command line and writes the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the WebUI's data folder")
-    parser.add_argument("--sdxl", action="store_true", help="also Stable Diffusion XL, 12 GB more")
+    parser.add_argument("--sdxl", action="store_true", help="Stable Diffusion XL, 13 GB")
     arguments = parser.parse_args()
     for name, shapes in files(arguments.sdxl).items():
         print(name)
