@@ -1,6 +1,9 @@
 """The parts of the WebUI adapters that need no WebUI; the rest is tests/hosts/ on real ones."""
 
+import enum
 import re
+import sys
+import types
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -9,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_ccn.hosts.a1111 import RowClock
-from lib_ccn.hosts.controlnet_script import enabled_units, too_few
+from lib_ccn.hosts import a1111
+from lib_ccn.hosts.a1111 import Interception, RowClock
+from lib_ccn.hosts.controlnet_script import EnabledUnit, enabled_units, too_few
 from lib_ccn.hosts.forge import FusedControlNets, attach
 from lib_ccn.hosts.in_front import put_in_front
-from lib_ccn.hosts.prompts import PromptBook, Tokenizer
+from lib_ccn.hosts.prompts import PromptBook, Tokenizer, prompt_book
 from lib_ccn.hosts.sampling import Sampling
 from lib_ccn.settings import Settings, SettingsError
+from lib_ccn.units import Role, Unit
 from lib_ccn.webui.pictures import mask_strip
 
 VOCABULARY = ["<bos>", "<eos>"]
@@ -118,6 +123,80 @@ class TestPromptBook:
         assert positions(prompt, "star")
 
 
+class SharedEngine(Engine):
+    """As the WebUIs' class for OpenCLIP, whose module has the tokenizer."""
+
+
+class TestTokenizer:
+    def test_pieces_come_from_the_engines_module_where_it_has_none(self, monkeypatch):
+        engine = SharedEngine()
+        number = engine.number("sea")
+        assert Tokenizer(engine).layout("sea").tokens[0].piece is None
+        module = types.ModuleType("sd_hijack_open_clip")
+        module.tokenizer = SimpleNamespace(decoder={number: "sea</w>"})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(SharedEngine, "__module__", module.__name__)
+        assert Tokenizer(engine).layout("sea").tokens[0].piece == "sea</w>"
+
+
+@pytest.fixture
+def prompt_parser(monkeypatch):
+    """The WebUIs' parser as far as it is asked, which also records how."""
+
+    def get_multicond_prompt_list(prompts):
+        indexes, flat = [], []
+        for prompt in prompts:
+            parts = [part.strip() for part in prompt.split("AND")]
+            flat += [part for part in dict.fromkeys(parts) if part not in flat]
+            indexes.append([(flat.index(part), 1.0) for part in parts])
+        return indexes, flat, {}
+
+    def get_learned_conditioning_prompt_schedules(prompts, steps, hires_steps=None, old=False):
+        asked.append((steps, hires_steps))
+        last = hires_steps or steps
+        return [[[step, prompt] for step in range(1, last + 1)] for prompt in prompts]
+
+    asked = []
+    second_order = {"Heun": True, "Euler": False}
+    modules = types.ModuleType("modules")
+    modules.prompt_parser = SimpleNamespace(
+        get_multicond_prompt_list=get_multicond_prompt_list,
+        get_learned_conditioning_prompt_schedules=get_learned_conditioning_prompt_schedules,
+        asked=asked,
+    )
+    modules.shared = SimpleNamespace(opts=SimpleNamespace())
+    modules.sd_samplers = SimpleNamespace(
+        find_sampler_config=lambda name: SimpleNamespace(
+            total_steps=lambda steps: steps * (2 if second_order[name] else 1)
+        )
+    )
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    return modules.prompt_parser
+
+
+class TestPromptsOfTheHost:
+    def test_a_repeated_sub_prompt_counts_each_time(self, prompt_parser):
+        p = SimpleNamespace(prompts=["a cat AND a dog AND a cat"], steps=1)
+        cond = conditioning([[(1, 1)], [(1, 2)], [(1, 1)]])
+        found = prompt_book(p, cond, False, Tokenizer(Engine()), "dog")
+        ((part, prompt),) = found.in_force(0)
+        assert part == 1
+        assert positions(prompt, "dog")
+        assert not positions(prompt, "cat"), "the sub-prompt, and not the whole text"
+
+    @pytest.mark.parametrize(
+        ("sampler", "hires_sampler", "asked"),
+        [("Euler", None, 3), ("Heun", None, 6), ("Euler", "Heun", 6), ("Heun", "Euler", 3)],
+    )
+    def test_hires_steps_are_counted_as_the_host_does(
+        self, prompt_parser, sampler, hires_sampler, asked
+    ):
+        p = SimpleNamespace(hr_prompts=["a sea"], steps=4, firstpass_steps=8)
+        p.sampler_name, p.hr_sampler_name, p.hr_second_pass_steps = sampler, hires_sampler, 3
+        prompt_book(p, conditioning([[(3, 1)]]), True, Tokenizer(Engine()), "")
+        assert prompt_parser.asked == [(8, asked)]
+
+
 def a_sampling(cond=None, pictures=2, size=(8, 8), step=0):
     denoiser = SimpleNamespace(step=step)
     sampler = SimpleNamespace(model_wrap_cfg=denoiser, config=SimpleNamespace(options={}))
@@ -168,10 +247,13 @@ class TestSampling:
         assert not sampling.call((8, 8), [0, 1, 2, 3], rows).whole, "more pictures than sampled"
         assert not sampling.call((8, 8), [], {}).whole
 
-    def test_half_a_batch_is_not_read(self):
-        call = a_sampling().call((8, 8), [0, 1], {(0, 0): 0})
-        assert call.whole
-        assert list(call.conditional) == []
+    def test_a_batch_in_pieces_is_read_piece_by_piece(self):
+        sampling = a_sampling(conditioning([[(1, 1)], [(1, 2)]], [[(1, 1)], [(1, 2)]]))
+        clock = RowClock(sampling)
+        calls = [sampling.call((8, 8), *clock.next_call(2)) for _ in range(3)]
+        assert all(call.whole and call.total == 2 for call in calls)
+        assert [list(call.conditional) for call in calls] == [[0], [0], []]
+        assert [list(call.pictures) for call in calls] == [[0, 0], [1, 1], [0, 1]]
 
     def test_everything_is_undone_even_if_something_cannot_be(self, caplog):
         sampling, done = a_sampling(), []
@@ -180,6 +262,35 @@ class TestSampling:
         sampling.close()
         assert done == [3, 1]
         assert "could not clean up" in caplog.text
+
+    def test_nothing_large_is_kept_when_it_is_over(self):
+        sampling = a_sampling(conditioning([[(1, 1)]]))
+        sampling.end()
+        sampling.end()
+        assert sampling.p is None
+        assert sampling.cond is None
+        assert sampling.begin(torch.nn.Module(), []) is None
+        assert sampling.step == 0
+
+    @pytest.mark.parametrize("name", ["foreground_unit", "background_unit"])
+    def test_a_named_unit_of_the_other_pass_is_automatic(self, name):
+        sampling = a_sampling()
+        sampling.p.sd_model = SimpleNamespace()
+        sampling.settings = Settings(inject=False, strict=True, **{name: 0})
+        sampling.resting = {0}
+        units = [Unit(torch.nn.Module(), number=1), Unit(torch.nn.Module(), number=2)]
+        session = sampling.begin(torch.nn.Module(), units)
+        assert [unit.role for unit in units] == [Role.FOREGROUND, Role.BACKGROUND]
+        assert "unit 0 is not for this pass" in session.notes[-1]
+
+    def test_a_named_unit_that_is_not_there_is_an_error(self):
+        for numbers, allowed in (((1, 2), r"'auto' or one of \[1, 2\]"), ((-1, -2), "not sure")):
+            sampling = a_sampling()
+            sampling.p.sd_model = SimpleNamespace()
+            sampling.settings = Settings(inject=False, foreground_unit=0)
+            units = [Unit(torch.nn.Module(), number=number) for number in numbers]
+            assert sampling.begin(torch.nn.Module(), units) is None
+            assert re.search(allowed, sampling.aside)
 
     def test_errors_are_kept_or_raised(self):
         sampling = a_sampling()
@@ -222,6 +333,17 @@ class TestInFront:
         undo()
         assert owner.greet is theirs
         assert owner.greet("you") == "hello you?"
+
+    def test_what_stays_goes_on_behind_others(self):
+        owner = self.Owner()
+        undo = put_in_front(owner, "greet", lambda own, name: own(name) + "!", stays=True)
+        ours = owner.greet
+        owner.greet = lambda name: ours(name) + "?"
+        undo()
+        assert owner.greet("you") == "hello you!?"
+        del owner.greet
+        put_in_front(owner, "greet", lambda own, name: own(name) + "!", stays=True)()
+        assert owner.greet("you") == "hello you"
 
 
 class Control:
@@ -328,18 +450,198 @@ class TestForgeNode:
         assert not isinstance(unet.controlnet_linked_list, FusedControlNets)
 
 
-def test_units_are_numbered_as_on_the_page():
-    script = SimpleNamespace(title=lambda: "ControlNet", args_from=1, args_to=4)
-    units = [
-        SimpleNamespace(enabled=False, model="a"),
-        {"enabled": True, "model": "openpose [cab727d4]"},
-        SimpleNamespace(enabled=True, model=None),
-    ]
-    p = SimpleNamespace(
-        scripts=SimpleNamespace(alwayson_scripts=[script]), script_args=["x", *units]
+def a_page(*units, **more):
+    """A processing object with these ControlNet units, and a script that has others before."""
+    script = SimpleNamespace(title=lambda: "ControlNet", args_from=1, args_to=1 + len(units))
+    script.current_params, script.latest_network = {}, None
+    scripts = SimpleNamespace(alwayson_scripts=[script])
+    return SimpleNamespace(scripts=scripts, script_args=["x", *units], **more)
+
+
+class TestEnabledUnits:
+    def test_are_numbered_as_on_the_page(self):
+        p = a_page(
+            SimpleNamespace(enabled=False, model="a"),
+            {"enabled": True, "model": "openpose [cab727d4]"},
+            SimpleNamespace(enabled=True, model=None),
+        )
+        found = enabled_units(p, by_default=True)
+        assert found == [EnabledUnit(1, "openpose"), EnabledUnit(2, "ControlNet")]
+        assert enabled_units(SimpleNamespace(scripts=None), by_default=True) == []
+
+    def test_the_api_need_not_say_that_they_are(self):
+        p = a_page({"model": "a"}, {"model": "b", "enabled": 0}, {"model": "c", "enabled": 1}, None)
+        assert [unit.number for unit in enabled_units(p, by_default=True)] == [0, 2]
+        assert [unit.number for unit in enabled_units(p, by_default=False)] == [2]
+
+    def test_one_with_several_pictures_is_several(self):
+        merge = enum.Enum("InputMode", {"MERGE": "merge"}).MERGE
+        p = a_page(
+            SimpleNamespace(enabled=True, input_mode=merge, model="a", image=[{}, {}]),
+            {"enabled": True, "input_mode": "merge", "multi_inputs_gallery": [{}, {}, {}]},
+            SimpleNamespace(
+                enabled=True, input_mode=merge, image=[{}, {}], accepts_multiple_inputs=True
+            ),
+            SimpleNamespace(enabled=True, input_mode=merge, image=np.zeros((8, 8, 3))),
+            SimpleNamespace(enabled=True, image=[{}, {}]),
+        )
+        numbers = [unit.number for unit in enabled_units(p, by_default=False)]
+        assert numbers == [0, 0, 1, 1, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("option", ["Low res only", 1, "HiResFixOption.LOW_RES_ONLY"])
+    def test_may_rest_in_the_hires_pass(self, option):
+        low = enum.Enum("HiResFixOption", {"LOW": option}).LOW
+        for unit in (EnabledUnit(0, "", option), EnabledUnit(0, "", low)):
+            assert unit.rests(True)
+            assert not unit.rests(False)
+
+    def test_may_rest_in_the_first_pass(self):
+        assert EnabledUnit(0, "", "High res only").rests(False)
+        assert not EnabledUnit(0, "", "High res only").rests(True)
+        assert not any(
+            EnabledUnit(0, "", option).rests(hires)
+            for option in (None, "Both", 0, "?")
+            for hires in (False, True)
+        )
+
+
+class TestForgeNumbers:
+    """Which of the host's units each link of its list is."""
+
+    UNITS = (
+        {"model": "a", "hr_option": "Low res only"},
+        {"model": "b", "enabled": False},
+        {"model": "c"},
     )
-    assert enabled_units(p) == [(1, "openpose"), (2, "ControlNet")]
-    assert enabled_units(SimpleNamespace(scripts=None)) == []
+
+    def units(self, controls, units, patchers, **more):
+        """The units of the run that `attach` finds, by the objects behind these units."""
+        unet = SimpleNamespace(controlnet_linked_list=chain(*controls))
+        unet.model = SimpleNamespace(diffusion_model=torch.nn.Module())
+        unet.clone = lambda: unet
+        sampling = a_sampling(pictures=1)
+        sampling.settings = Settings(inject=False, **more.pop("settings", {}))
+        sampling.hires = more.pop("hires", False)
+        counted = more.pop("counted", None)
+        sampler = sampling.p.sampler
+        sampling.p = a_page(*units, sampler=sampler, **more)
+        sampling.p.sd_model = SimpleNamespace(forge_objects=SimpleNamespace(unet=unet))
+        script = sampling.p.scripts.alwayson_scripts[0]
+        if counted is not None:
+            script.get_enabled_units = lambda args: [None] * counted
+        script.current_params = {
+            place: SimpleNamespace(model=SimpleNamespace(model_patcher=patcher))
+            for place, patcher in patchers.items()
+        }
+        assert attach(sampling) is None
+        node = unet.controlnet_linked_list
+        for control in node.controls:  # as when the run begins
+            if isinstance(control, Lora):
+                control.control_model = Control(0.0).control_model
+        node.transformer_options = {"cond_or_uncond": [1, 0]}
+        ask(node)
+        self.sampling = sampling
+        return [(unit.number, unit.name) for unit in node.units]
+
+    def test_units_without_a_word_are_on(self):
+        a, c = Control(1.0), Control(2.0)
+        assert self.units([a, c], self.UNITS, {0: a, 1: c}) == [(0, "0: a"), (2, "2: c")]
+
+    def test_no_numbers_where_the_counts_differ(self):
+        a, c = Control(1.0), Control(2.0)
+        found = self.units([a, c], self.UNITS, {0: a, 1: c, 2: c})
+        assert found == [(-1, "Control"), (-2, "Control")]
+        named = {"foreground_unit": 0}
+        self.units([a, c], self.UNITS, {0: a, 1: c, 2: c}, settings=named)
+        assert "foreground_unit = 0" in self.sampling.aside
+
+    def test_a_unit_that_the_host_could_not_load_leaves_a_gap(self):
+        a, c = Control(1.0), Control(2.0)
+        units = [{"model": name} for name in "abc"]
+        assert self.units([a, c], units, {0: a, 2: c}, counted=3) == [(0, "0: a"), (2, "2: c")]
+
+    def test_a_control_lora_is_known_by_its_weights(self):
+        a, c = Lora({"x": torch.ones(2)}), Lora({"x": torch.ones(2)})
+        found = self.units([a, c], self.UNITS[1:] + self.UNITS[:1], {0: c, 1: a})
+        assert found == [(2, "2: a"), (1, "1: c")]
+
+    def test_a_unit_of_the_other_pass_leaves_its_number_alone(self):
+        same, c = Control(1.0), Control(2.0)
+        units = (self.UNITS[0], self.UNITS[1], {"model": "a"}, {"model": "c"})
+        patchers = {0: same, 1: same, 2: c}
+        found = self.units([same, c], units, patchers, hires=True, enable_hr=True)
+        assert found == [(2, "2: a"), (3, "3: c")]
+        assert self.sampling.resting == {0}
+        found = self.units([same, c], units, patchers, enable_hr=False)
+        assert found == [(0, "0: a"), (3, "3: c")], "without the hires fix the option is ignored"
+
+
+class Lora(Control):
+    """A ControlLora: its model is made for each run, its weights are the same."""
+
+    def __init__(self, weights):
+        super().__init__(1.0)
+        del self.control_model
+        self.control_weights = weights
+
+
+Lora.__name__ = "ControlLora"
+
+
+class Param:
+    """What a unit of sd-webui-controlnet is to us."""
+
+    def __init__(self, hires=None):
+        self.hires = hires
+        self.control_model = torch.nn.Module()
+        self.control_model.control_model = Control(1.0).control_model
+        self.control_model_type = SimpleNamespace(is_controlnet=True)
+        self.guidance_stopped, self.weight = False, 1.0
+        self.global_average_pooling = False
+        self.hint_cond = torch.rand(1, 3, 8, 8)
+
+    def disabled_by_hr_option(self, is_in_high_res_fix):
+        return self.hires is not None and self.hires != is_in_high_res_fix
+
+    def apply_effective_region_mask(self, out):
+        return out
+
+
+class TestA1111Units:
+    def interception(self, params, units, hires):
+        sampling = a_sampling(pictures=1)
+        sampling.p = a_page(*units, sampler=sampling.p.sampler)
+        sampling.settings, sampling.hires = Settings(inject=False), hires
+        hook = SimpleNamespace(control_params=params, model=torch.nn.Module())
+        hook.is_in_high_res_fix = False
+        sampling.p.scripts.alwayson_scripts[0].latest_network = hook
+        self.attached = a1111.attach(sampling)
+        sampling.close()
+        return Interception(sampling, hook, params)
+
+    def test_a_unit_of_the_other_pass_takes_no_part(self):
+        units = [{"enabled": True, "model": name} for name in "abc"]
+        params = [Param(hires=False), Param(), Param()]
+        first = self.interception(params, units, hires=False)
+        assert [unit.name for unit in first.units] == ["0: a", "1: b", "2: c"]
+        second = self.interception(params, units, hires=True)
+        assert self.attached is None
+        assert [unit.name for unit in second.units] == ["1: b", "2: c"]
+        assert second.sampling.resting == {0}
+        assert [unit.eligible for _param, unit in second.running] == [False, True, True]
+        self.interception([Param(hires=False), Param(hires=False), Param()], units, hires=True)
+        assert "only one ControlNet unit is on" in self.attached
+
+    def test_a_unit_with_several_pictures_keeps_the_others_numbers(self):
+        units = [{"enabled": True, "model": name} for name in "ab"]
+        units[0].update(input_mode="merge", image=[{}, {}])
+        found = self.interception([Param(), Param(), Param()], units, hires=False)
+        assert [unit.number for unit in found.units] == [0, 0, 1]
+
+    def test_no_numbers_where_the_counts_differ(self):
+        units = [{"enabled": True, "model": name} for name in "ab"]
+        found = self.interception([Param(), Param(), Param()], units, hires=False)
+        assert [unit.number for unit in found.units] == [-1, -2, -3]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,13 @@ from .sampling import Sampling
 log = logging.getLogger(__name__)
 
 _HOOK = ("control_params", "model", "is_in_high_res_fix")
-_PARAM = ("control_model", "control_model_type", "guidance_stopped", "apply_effective_region_mask")
+_PARAM = (
+    "control_model",
+    "control_model_type",
+    "guidance_stopped",
+    "apply_effective_region_mask",
+    "disabled_by_hr_option",
+)
 
 
 def is_here(p: Any) -> bool:
@@ -57,9 +63,10 @@ def attach(sampling: Sampling) -> str | None:
         return f"this version of sd-webui-controlnet is not known (it has no {lacking[0]})"
     if _each_unit_for_each_picture(script):
         return "ControlNet gives each unit to one picture of the batch: there is nothing to fuse"
-    eligible = [param for param in params if _eligible(param)]
+    here = [param for param in params if not param.disabled_by_hr_option(sampling.hires)]
+    eligible = [param for param in here if _eligible(param)]
     if len(eligible) < 2:
-        return too_few(len(eligible), len(params))
+        return too_few(len(eligible), len(here))
     if sampling.settings.fusion == "sum" and not (
         sampling.settings.inject or sampling.settings.show_mask
     ):
@@ -74,9 +81,10 @@ class Interception:
     def __init__(self, sampling: Sampling, hook: Any, params: list[Any]) -> None:
         self.sampling = sampling
         self.hook = hook
-        self.units = _make_units(sampling.p, params)
-        # In the order in which the extension runs them.
-        self.running = list(zip(params, self.units, strict=True))
+        everyone = _make_units(sampling, params)
+        # In the order in which the extension runs them, or passes over those of the other pass.
+        self.running = list(zip(params, everyone, strict=True))
+        self.units = [unit for unit in everyone if unit.number not in sampling.resting]
         self._rows = RowClock(sampling)
         self._place = 0
         self._call: Call | None = None
@@ -282,17 +290,23 @@ def _residual_count(model: Any) -> int:
     return len(model.zero_convs) + 1
 
 
-def _make_units(p: Any, params: list[Any]) -> list[Unit]:
-    known = controlnet_script.enabled_units(p)
-    if len(known) != len(params):  # a unit with several pictures is several of them
-        known = [(place, "ControlNet") for place in range(len(params))]
+def _make_units(sampling: Sampling, params: list[Any]) -> list[Unit]:
+    """A unit for every one of the extension's; those of the other pass are bystanders."""
+    known = controlnet_script.enabled_units(sampling.p, by_default=False)
+    sure = len(known) == len(params)
     units = []
-    for param, (number, name) in zip(params, known, strict=True):
+    for place, param in enumerate(params):
+        number = known[place].number if sure else -1 - place
+        name = f"{number}: {known[place].name}" if sure else controlnet_script.TITLE
+        rests = param.disabled_by_hr_option(sampling.hires)
+        if rests:
+            sampling.resting.add(number)
         model = getattr(param.control_model, "control_model", None)
         module = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
         hint = param.hint_cond
         condition = hint[:, :3] if isinstance(hint, Tensor) and hint.ndim == 4 else None
-        units.append(Unit(module, f"{number}: {name}", _eligible(param), condition, number=number))
+        eligible = not rests and _eligible(param)
+        units.append(Unit(module, name, eligible, condition, number=number))
     return units
 
 

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
 TITLE = "ControlNet"
+
+# The passes of a generation with the hires fix in which a unit runs, in the hosts' order.
+_PASSES = ("both", "low res only", "high res only")
+
+
+class EnabledUnit(NamedTuple):
+    """One of the host's units.
+
+    Attributes:
+        number: how the page and the API count it, from 0.
+        name: of its model.
+        hr_option: the pass of a generation with the hires fix that it is for, as the host has it.
+    """
+
+    number: int
+    name: str
+    hr_option: Any = None
+
+    def rests(self, hires: bool) -> bool:
+        """Whether it takes no part in this pass of a generation with the hires fix."""
+        option = getattr(self.hr_option, "value", self.hr_option)
+        if isinstance(option, str):
+            text = option.removeprefix("HiResFixOption.").replace("_", " ").lower()
+            option = _PASSES.index(text) if text in _PASSES else 0
+        return option == (1 if hires else 2)
 
 
 def find(p: Any) -> Any:
@@ -17,17 +42,27 @@ def find(p: Any) -> Any:
     return next((script for script in scripts if script.title() == TITLE), None)
 
 
-def enabled_units(p: Any) -> list[tuple[int, str]]:
-    """Number and model name of each enabled unit, in order; empty where that cannot be read."""
+def enabled_units(p: Any, by_default: bool) -> list[EnabledUnit]:
+    """The enabled units in the order in which the host runs them.
+
+    A unit with several pictures is as many units of the same number where the host takes it
+    apart. What is returned may differ from what the host does all the same, and is empty where
+    the units cannot be read: number the host's units by it only if there are as many.
+
+    Args:
+        p: the WebUI's processing object.
+        by_default: whether a unit that comes through the API is enabled unless it says otherwise.
+    """
     try:
         script = find(p)
         arguments = p.script_args[script.args_from : script.args_to]
         return [
-            (number, _model_name(unit))
+            EnabledUnit(number, _model_name(unit), _value(unit, "hr_option"))
             for number, unit in enumerate(arguments)
-            if _value(unit, "enabled") is True
+            if _value(unit, "enabled", by_default and isinstance(unit, dict))
+            for _copy in range(_copies(unit))
         ]
-    except Exception as error:  # they are for people only
+    except Exception as error:  # without them the units have no numbers, and that is all
         log.debug("the ControlNet script's units cannot be read: %s", error)
         return []
 
@@ -45,5 +80,16 @@ def _model_name(unit: Any) -> str:
     return re.sub(r" \[[0-9a-f]+\]$", "", str(_value(unit, "model") or "")) or TITLE
 
 
-def _value(unit: Any, name: str) -> Any:
-    return unit.get(name) if isinstance(unit, dict) else getattr(unit, name, None)
+def _copies(unit: Any) -> int:
+    """How many units of one picture the host makes of this one: reForge, sd-webui-controlnet."""
+    mode = _value(unit, "input_mode")
+    if getattr(mode, "value", mode) != "merge" or _value(unit, "accepts_multiple_inputs"):
+        return 1
+    pictures = (_value(unit, name) for name in ("multi_inputs_gallery", "image"))
+    return next((len(found) for found in pictures if isinstance(found, list)), 1)
+
+
+def _value(unit: Any, name: str, otherwise: Any = None) -> Any:
+    if isinstance(unit, dict):
+        return unit.get(name, otherwise)
+    return getattr(unit, name, otherwise)

@@ -11,10 +11,11 @@ stays the host's. The node walks, loads and cleans up like any ControlNet of the
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,10 +52,24 @@ def attach(sampling: Sampling) -> str | None:
         return too_few(len(eligible), len(controls))
     unet = objects.unet.clone()
     unet.controlnet_linked_list = FusedControlNets(
-        controls, sampling, unet.model.diffusion_model, _models(sampling.p)
+        controls, sampling, unet.model.diffusion_model, _named_models(sampling)
     )
     objects.unet = unet
     return None
+
+
+class NamedModel(NamedTuple):
+    """What the host's own unit of this number runs.
+
+    Attributes:
+        number: as the page counts.
+        name: of the model.
+        model: by which its ControlNet is known again; None where there is none.
+    """
+
+    number: int
+    name: str
+    model: Any
 
 
 class FusedControlNets:
@@ -70,7 +85,7 @@ class FusedControlNets:
         controls: Sequence[Any],
         sampling: Sampling,
         unet: torch.nn.Module,
-        names: Sequence[tuple[int, str, Any]],
+        names: Sequence[NamedModel],
     ) -> None:
         self.sampling = sampling
         self.unet = unet
@@ -181,24 +196,21 @@ class FusedControlNets:
     def _make_units(self) -> list[Unit]:
         """A unit for every ControlNet; the host's own number and name where it is one of its."""
         names = list(self.names)
-        taken = {number for number, _name, _model in names}
-        spare = iter(n for n in range(100) if n not in taken)
+        nameless = itertools.count(-1, -1)
         units = []
         for control in self.controls:
+            model = _known_by(control)
+            found = next((n for n in names if model is not None and n.model is model), None)
+            if found is not None:
+                names = [n for n in names if n is not found]
+            number = next(nameless) if found is None else found.number
+            name = type(control).__name__ if found is None else f"{number}: {found.name}"
             module = getattr(control, "control_model", None)
-            found = next((i for i, (_, _, known) in enumerate(names) if known is module), None)
-            number, name, _model = (
-                names.pop(found)
-                if found is not None and module is not None
-                else (next(spare), type(control).__name__, None)
-            )
             if not isinstance(module, torch.nn.Module):
                 module = torch.nn.Module()
             hint = control.cond_hint_original
             condition = hint if isinstance(hint, Tensor) and hint.ndim == 4 else None
-            units.append(
-                Unit(module, f"{number}: {name}", _eligible(control), condition, number=number)
-            )
+            units.append(Unit(module, name, _eligible(control), condition, number=number))
         return units
 
     def _describe(self, x: Tensor, cond: Any, chunks: int, options: Mapping[str, Any]) -> Call:
@@ -286,11 +298,30 @@ def _total(results: Any) -> dict[str, list[Any]] | None:
     return total
 
 
-def _models(p: Any) -> list[tuple[int, str, Any]]:
-    """Number, model name and model of the host's enabled units, those that have a model."""
-    loaded = getattr(controlnet_script.find(p), "current_params", None) or {}
+def _named_models(sampling: Sampling) -> list[NamedModel]:
+    """The host's enabled units of this pass; none where it is not sure which is which."""
+    script = controlnet_script.find(sampling.p)
+    loaded = getattr(script, "current_params", None) or {}
+    units = controlnet_script.enabled_units(sampling.p, by_default=True)
+    if len(units) != len(loaded) and len(units) != _host_count(script, sampling.p):
+        return []
     found = []
-    for place, (number, name) in enumerate(controlnet_script.enabled_units(p)):
+    for place, unit in enumerate(units):
+        if getattr(sampling.p, "enable_hr", False) and unit.rests(sampling.hires):
+            sampling.resting.add(unit.number)
+            continue
         patcher = getattr(getattr(loaded.get(place), "model", None), "model_patcher", None)
-        found.append((number, name, getattr(patcher, "control_model", None)))
+        found.append(NamedModel(unit.number, unit.name, _known_by(patcher)))
     return found
+
+
+def _host_count(script: Any, p: Any) -> int | None:
+    """How many units the host counts itself; Classic loads none without a picture."""
+    ask = getattr(script, "get_enabled_units", None)
+    return None if ask is None else len(ask(p.script_args[script.args_from : script.args_to]))
+
+
+def _known_by(control: Any) -> Any:
+    """What a ControlNet has in common with its copies; a ControlLora's model is made for each."""
+    weights = getattr(control, "control_weights", None)
+    return getattr(control, "control_model", None) if weights is None else weights

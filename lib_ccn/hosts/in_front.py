@@ -7,8 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 
-def put_in_front(owner: Any, name: str, ours: Callable[..., Any]) -> Callable[[], None]:
+def put_in_front(
+    owner: Any, name: str, ours: Callable[..., Any], *, stays: bool = False
+) -> Callable[[], None]:
     """From now on `owner.name(...)` calls `ours(own, ...)`; other instances are not touched.
+
+    Args:
+        owner: the object whose method it is.
+        name: of the method.
+        ours: gets the method as it was before, and its arguments.
+        stays: `ours` knows by itself when it has nothing to do: it goes on being called where
+            somebody else keeps it.
 
     Returns:
         What undoes it. If somebody else has put theirs in front of ours in the meantime, theirs
@@ -27,7 +36,7 @@ def put_in_front(owner: Any, name: str, ours: Callable[..., Any]) -> Callable[[]
 
     def undo() -> None:
         nonlocal inside
-        inside = False
+        inside = stays
         instead.is_cross_controlnet = False  # type: ignore[attr-defined]
         if owner.__dict__.get(name) is instead:
             del owner.__dict__[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,8 +75,8 @@ class PromptBook:
             and `cond` (a tensor [tokens, channels] or a dict with "crossattn").
         tokenizer: of the model.
         word: the foreground word, "" for an automatic one.
-        schedules_of: the texts of a sub-prompt's schedule, in order.
         split: a prompt's sub-prompts.
+        schedules_of: the texts of a sub-prompt's schedule, in order.
     """
 
     def __init__(
@@ -142,28 +143,31 @@ class PromptBook:
         return [_nearest(context[row], known) for row in rows]
 
 
-def prompt_book(p: Any, cond: Any, hires: bool, model: Any, word: str) -> PromptBook | None:
+def prompt_book(
+    p: Any, cond: Any, hires: bool, tokenizer: Tokenizer | None, word: str
+) -> PromptBook | None:
     """The prompts of the sampling run that `p` is about to begin; None where they are not known.
 
     Args:
         p: the WebUI's processing object.
         cond: its conditioning of this run, what a sampler gets.
         hires: whether this is the hires pass.
-        model: the WebUI's model, for its text encoder.
+        tokenizer: of the WebUI's model, where that is known.
         word: the foreground word.
     """
-    tokenizer = Tokenizer.of(model)
     texts = list(getattr(p, "hr_prompts" if hires else "prompts", None) or [])
     if tokenizer is None or not texts or not hasattr(cond, "batch"):
         return None
     from modules import prompt_parser
 
     base = getattr(p, "firstpass_steps", None) or p.steps
-    later = getattr(p, "hr_second_pass_steps", 0) or p.steps if hires else None
+    later = _hires_steps(p) if hires else None
     old = bool(getattr(_options(), "use_old_scheduling", False))
 
     def split(text: str) -> list[str]:
-        return list(prompt_parser.get_multicond_prompt_list([text])[1])
+        # The flat list has a sub-prompt once only, however often the prompt repeats it.
+        indexes, flat, _ = prompt_parser.get_multicond_prompt_list([text])
+        return [flat[index] for index, _weight in indexes[0]]
 
     def schedules_of(text: str) -> list[str]:
         args = (base, later, old) if later else (base, None, old)
@@ -171,6 +175,16 @@ def prompt_book(p: Any, cond: Any, hires: bool, model: Any, word: str) -> Prompt
         return [entry for _end, entry in found[0]]
 
     return PromptBook(texts, cond, tokenizer, word, split, schedules_of)
+
+
+def _hires_steps(p: Any) -> int:
+    """How often the hires pass asks its denoiser, as the host counts for its schedules."""
+    from modules import sd_samplers
+
+    steps = getattr(p, "hr_second_pass_steps", 0) or p.steps
+    name = getattr(p, "hr_sampler_name", None) or getattr(p, "sampler_name", None)
+    config = sd_samplers.find_sampler_config(name)
+    return int(config.total_steps(steps)) if config else int(steps)
 
 
 def _options() -> Any:
@@ -189,7 +203,10 @@ def _piece_decoder(engine: Any) -> Callable[[int], str] | None:
         decode = getattr(tokenizer, "convert_ids_to_tokens", None)
         if decode is not None:
             return lambda number: str(decode(number))
-    return None
+    # The WebUIs' class for OpenCLIP (Stable Diffusion 2) has its tokenizer beside it.
+    shared = getattr(sys.modules.get(type(engine).__module__), "tokenizer", None)
+    pieces = getattr(shared, "decoder", None)
+    return None if pieces is None else lambda number: str(pieces.get(number, ""))
 
 
 def _as_many(texts: list[str], whole: str, wanted: int) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..session import Session
-from ..settings import Settings, SettingsError
+from ..settings import Settings, SettingsError, fields
 from ..units import Call, Unit
 from .prompts import PromptBook, Tokenizer, prompt_book
 
@@ -35,6 +35,10 @@ class Sampling:
         mask_image: the painted mask, as `Session` takes it.
         session: once the first UNet call came.
         aside: why the method does not take part in this run, or None.
+        idle: whether that is because there is nothing to fuse in this run.
+        error: what made it stand aside, if an error did.
+        resting: the numbers of units that the hires fix's other pass is for.
+        on_close: what undoes the adapter's work, in the order in which it was done.
     """
 
     p: Any
@@ -46,7 +50,9 @@ class Sampling:
     mask_image: Tensor | None = None
     session: Session | None = None
     aside: str | None = None
+    idle: bool = False
     error: Exception | None = None
+    resting: set[int] = field(default_factory=set)
     on_close: list[Callable[[], None]] = field(default_factory=list)
     _book: PromptBook | None = None
 
@@ -64,32 +70,35 @@ class Sampling:
     @property
     def order(self) -> int:
         """Denoiser calls in one step of this sampler."""
-        options = getattr(getattr(self.p.sampler, "config", None), "options", None) or {}
+        config = getattr(getattr(self.p, "sampler", None), "config", None)
+        options = getattr(config, "options", None) or {}
         return 2 if options.get("second_order", False) else 1
 
     def begin(self, unet: nn.Module, units: Sequence[Unit]) -> Session | None:
-        """The session, made at the first call; None once the method stands aside.
+        """The session, made at the first call; None once the method stands aside, or at the end.
 
         Raises whatever went wrong with the setting `strict`.
         """
+        if self.p is None:
+            return None
         if self.session is None and self.aside is None:
             try:
-                model = self.p.sd_model
+                settings, notes = self._settings_for(units)
+                tokenizer = Tokenizer.of(self.p.sd_model)
                 word = self.settings.foreground_word
-                tokenizer = Tokenizer.of(model)
-                self._book = prompt_book(self.p, self.cond, self.hires, model, word)
+                self._book = prompt_book(self.p, self.cond, self.hires, tokenizer, word)
                 missing = self._missing_word()
                 first = self._book.in_force(self.denoiser_step) if self._book else []
                 self.session = Session(
-                    self.settings,
+                    settings,
                     unet,
                     units,
                     [prompt for _part, prompt in first],
                     None if tokenizer is None else tokenizer.encode,
                     self.mask_image,
                 )
-                if missing is not None:
-                    self.session.note(missing)
+                for text in [*notes, *([missing] if missing is not None else [])]:
+                    self.session.note(text)
             except Exception as error:
                 self.fail(error)
         return self.session if self.aside is None else None
@@ -133,11 +142,10 @@ class Sampling:
             chosen = self._book.in_force(self.denoiser_step)
             parts = [part for part, _prompt in chosen]
             prompts = [prompt for _part, prompt in chosen]
-        wanted = list(enumerate(parts)) if whole else []
-        # A call with some pictures only (the batch in pieces) says too little for a mask.
-        complete = all(key in rows for key in wanted)
-        conditional = [rows[key] for key in wanted] if complete else []
-        return Call(latent_size, self.step, pictures, conditional, prompts, whole)
+        # A batch may come in pieces: the call has the rows of some pictures only.
+        wanted = enumerate(parts) if whole else ()
+        conditional = [rows[key] for key in wanted if key in rows]
+        return Call(latent_size, self.step, pictures, conditional, prompts, whole, self.pictures)
 
     def parts_of(self, context: Tensor | None, rows: Sequence[int]) -> list[int]:
         """Which sub-prompt each of these rows of the first picture is, by its text context."""
@@ -149,6 +157,26 @@ class Sampling:
         """How many sub-prompts each picture has."""
         batch = getattr(self.cond, "batch", None)
         return [1] * self.pictures if batch is None else [len(parts) for parts in batch]
+
+    def _settings_for(self, units: Sequence[Unit]) -> tuple[Settings, list[str]]:
+        """The settings for these units, and notes; a unit of the other pass cannot be named.
+
+        Raises SettingsError where a unit is named that is not there.
+        """
+        settings, notes = self.settings, []
+        for name in ("foreground_unit", "background_unit"):
+            chosen = getattr(settings, name)
+            numbers = {unit.number for unit in units if unit.eligible and unit.number is not None}
+            known = sorted(number for number in numbers if number >= 0)
+            if chosen == "auto" or chosen in known:
+                continue
+            if chosen not in self.resting:
+                others = f" or one of {known}" if known else ": it is not sure which unit is which"
+                raise SettingsError(name, chosen, f"'auto'{others}")
+            settings = settings.replace(**{name: "auto"})
+            label = fields()[name].label.lower()
+            notes.append(f"unit {chosen} is not for this pass, so the {label} is automatic in it")
+        return settings, notes
 
     def _missing_word(self) -> str | None:
         """Why the named word is of no use, known before the first step; refused with `strict`."""
@@ -169,6 +197,11 @@ class Sampling:
         self._close_session()
         while self.on_close:
             _quietly(self.on_close.pop())
+
+    def end(self) -> None:
+        """Close for good, and let go of what is large: a host may keep what an adapter made."""
+        self.close()
+        self.p = self.cond = self._book = None
 
     def _close_session(self) -> None:
         if self.session is not None:

@@ -4,19 +4,23 @@ The script is called back many times: before and while a generation is prepared,
 sampling run (each batch, and the hires pass), for every picture, and at the end unless something
 broke. Between them stands `p.sample`, the one call that contains all sampling of a batch and in
 which an exception is not swallowed by the WebUI: it is wrapped, so that all of ours is gone when
-it returns or raises, and so that the setting `strict` can refuse.
+it returns or raises, and so that the setting `strict` can refuse. A script may have one processing
+object processed several times, and somebody may keep the wrapper of the first time behind theirs:
+it asks each time which generation is running.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from ..hosts import a1111, forge
+from ..hosts.in_front import put_in_front
 from ..hosts.sampling import Sampling
 from ..images import decode_mask
 from ..settings import Settings, SettingsError, fields
@@ -39,6 +43,7 @@ class Generations:
 
     def __init__(self) -> None:
         self._running: Generation | None = None
+        self._unwrap: Callable[[], None] | None = None
 
     def before_process(self, p: Any) -> None:
         """A generation is about to be prepared. One that broke without a word is ended here."""
@@ -54,6 +59,8 @@ class Generations:
         if generation.wanted:
             self._running = generation
             generation.begin()
+            ours = functools.partial(self._sample, p)
+            self._unwrap = put_in_front(p, "sample", ours, stays=True)
 
     def before_sampling(self, p: Any, **kwargs: Any) -> None:
         """A sampling run is about to begin; `x` are its latents, `c` its conditioning."""
@@ -78,10 +85,19 @@ class Generations:
         running = self._running
         return running if running is not None and running.p is p else None
 
+    def _sample(self, p: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        generation = self._of(p)
+        if generation is None:  # somebody has put theirs in front of ours and kept it
+            return own(*args, **kwargs)
+        return generation.sample(functools.partial(own, *args, **kwargs))
+
     def _end(self) -> None:
         if self._running is not None:
             self._running.end()
             self._running = None
+        if self._unwrap is not None:
+            self._unwrap()
+            self._unwrap = None
 
 
 class Generation:
@@ -101,10 +117,10 @@ class Generation:
         self.notes: list[str] = []
         self.masks: Tensor | None = None
         self._problem = request.problem
-        self._over = False
+        self._inside = False
         self._mask_image: Tensor | None = None
         self._samplings: list[Sampling] = []
-        self._strips: list[Image.Image] = []
+        self._strips: list[tuple[int, Image.Image]] = []
         self._host: Any = next((host for host in HOSTS if host.is_here(p)), None)
         self._write_settings()
 
@@ -114,7 +130,7 @@ class Generation:
         return self.settings.enabled or self._problem is not None
 
     def begin(self) -> None:
-        """Check what can be checked now, and stand in front of the sampling."""
+        """Check what can be checked now."""
         if self._problem is None:
             try:
                 self.settings.check_usable()
@@ -125,7 +141,6 @@ class Generation:
             self._problem = "no ControlNet that it can work with is installed"
         if self._problem is not None:
             self.note(self._problem)
-        self._wrap_sample()
 
     def before_sampling(self, x: Any, cond: Any) -> None:
         """Step in between the units and the UNet for the run that is about to begin."""
@@ -133,6 +148,8 @@ class Generation:
             return
         self._close_samplings()  # the pass before this one, if any, is over
         hires = bool(getattr(self.p, "is_hr_pass", False))
+        # The WebUI may prepare a run and then begin another in its place.
+        self._samplings = [s for s in self._samplings if _was_run(s) or s.hires != hires]
         sampling = Sampling(
             self.p,
             self.settings,
@@ -144,6 +161,7 @@ class Generation:
         )
         try:
             sampling.aside = self._host.attach(sampling)
+            sampling.idle = sampling.aside is not None
         except Exception as error:
             sampling.aside = f"could not step in: {type(error).__name__}: {error}"
             log.warning("Cross-ControlNet %s", sampling.aside, exc_info=error)
@@ -156,21 +174,28 @@ class Generation:
             return
         try:
             strip = mask_strip(picture, self.masks[number])
-            self._strips.append(strip)
-            if options.saves_masks():
+            place = int(getattr(self.p, "iteration", 0)) * int(self.p.batch_size) + number
+            self._strips.append((place, strip))
+            if options.saves_masks() and self.p.save_samples():
                 _save(self.p, strip, number)
         except Exception as error:
             log.warning("Cross-ControlNet cannot show the mask: %s", error, exc_info=error)
 
     def deliver(self, processed: Any) -> None:
-        """Add the masks to the results.
+        """Add the masks to the results, each with the text of its picture.
 
         Forge and its kin have `extra_result_images` for such pictures, but reForge's API leaves
-        them out.
+        them out. The page looks for a text for every picture that it saves.
         """
         images = getattr(processed, "images", None)
-        if self._strips and isinstance(images, list):
-            images.extend(self._strips)
+        if not self._strips or not isinstance(images, list):
+            return
+        texts = list(getattr(processed, "infotexts", None) or [getattr(processed, "info", "")])
+        own = texts[int(getattr(processed, "index_of_first_image", 0)) :]
+        filling = [texts[0]] * len(images)
+        more = [own[place] if place < len(own) else texts[0] for place, _strip in self._strips]
+        processed.infotexts = [*(texts + filling)[: len(images)], *more]
+        images.extend(strip for _place, strip in self._strips)
 
     def note(self, text: str) -> None:
         """Tell the user something: in the picture's text, and under the picture."""
@@ -181,10 +206,17 @@ class Generation:
 
     def end(self) -> None:
         """Leave nothing of ours behind; may be repeated."""
-        self._over = True
         self._close_samplings()
-        if getattr(self.p.__dict__.get("sample"), "is_cross_controlnet", False):
-            del self.p.__dict__["sample"]
+
+    def sample(self, own: Callable[[], Any]) -> Any:
+        """Sample a batch: what `own` does, with the method around it."""
+        if self._inside:  # wrapped twice: somebody has kept the wrapper of an earlier time
+            return own()
+        self._inside = True
+        try:
+            return self._sample(own)
+        finally:
+            self._inside = False
 
     # How it is done
 
@@ -193,48 +225,45 @@ class Generation:
         names = {setting.infotext: None for setting in fields().values() if setting.infotext}
         self.p.extra_generation_params.update({**names, NOTE: None, **self.settings.to_infotext()})
 
-    def _wrap_sample(self) -> None:
-        own = self.p.sample
-
-        @functools.wraps(own)
-        def sample(*args: Any, **kwargs: Any) -> Any:
-            if self._over:  # somebody has put theirs in front of ours and kept it
-                return own(*args, **kwargs)
-            self._samplings, self.masks = [], None
-            self._refuse(self._problem)
-            try:
-                result = own(*args, **kwargs)
-            except Exception as error:
-                if self.strict and any(s.failed_with(error) for s in self._samplings):
-                    raise RefusedError(str(error)) from error
-                raise
-            finally:
-                self._close_samplings()
-            try:
-                self._report()
-            except RefusedError:
-                raise
-            except Exception as error:
-                log.warning("Cross-ControlNet cannot report: %s", error, exc_info=error)
-            return result
-
-        sample.is_cross_controlnet = True  # type: ignore[attr-defined]
-        self.p.sample = sample
+    def _sample(self, own: Callable[[], Any]) -> Any:
+        self._samplings, self.masks = [], None
+        self._refuse(self._problem)
+        try:
+            result = own()
+        except Exception as error:
+            if self.strict and any(s.failed_with(error) for s in self._samplings):
+                raise RefusedError(str(error)) from error
+            raise
+        finally:
+            self._close_samplings()
+        try:
+            self._report()
+        except RefusedError:
+            raise
+        except Exception as error:
+            log.warning("Cross-ControlNet cannot report: %s", error, exc_info=error)
+        return result
 
     def _refuse(self, reason: str | None) -> None:
         if reason is not None and self.strict:
             raise RefusedError(reason)
 
     def _report(self) -> None:
-        """Say what became of the batch's sampling runs; the latest mask is the pictures'."""
+        """Say what became of the batch's sampling runs; the latest mask is the pictures'.
+
+        With the hires fix a unit may be for one pass only: where there is nothing to fuse in one
+        of them, it is enough that the other has it.
+        """
+        took_part = any(sampling.aside is None for sampling in self._samplings)
         for sampling in self._samplings:
             session = sampling.session
             if session is None and sampling.aside is None:
-                continue  # the WebUI prepared this run and then began another
+                continue  # nothing was asked of the units
             which = "hires pass: " if sampling.hires else ""
             if sampling.aside is not None:
                 self.note(which + sampling.aside)
-                self._refuse(which + sampling.aside)
+                if not (sampling.idle and took_part):
+                    self._refuse(which + sampling.aside)
             if session is None:
                 continue
             for text in session.notes:
@@ -247,7 +276,11 @@ class Generation:
 
     def _close_samplings(self) -> None:
         for sampling in self._samplings:
-            sampling.close()
+            sampling.end()
+
+
+def _was_run(sampling: Sampling) -> bool:
+    return sampling.session is not None or sampling.error is not None
 
 
 def _is_inner(p: Any) -> bool:
