@@ -14,18 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Keys and values [B, N, C] by position of the inner attention in the ControlNet.
-KeyValueStore = MutableMapping[int, tuple[Tensor, Tensor]]
+# Keys and values [B, N, C] by the name of the self-attention, `SelfAttention.name`.
+KeyValueStore = MutableMapping[str, tuple[Tensor, Tensor]]
 # (tokens, batch) -> boolean mask [batch, tokens] of a layer, or None to leave it alone.
 # A mask that is already on the CPU saves a synchronisation with the accelerator.
 ForegroundFor = Callable[[int, int], Tensor | None]
 
+COMPILED = "_orig_mod."  # what torch.compile puts in front of a module's names
 _HOOKED = ("to_k", "to_v")
 _CONTEXT_NAMES = ("context", "encoder_hidden_states")
 
 
 class SelfAttention(NamedTuple):
-    """One inner self-attention: `layer` is the index of its spatial transformer."""
+    """One inner self-attention: `layer` is the index of its spatial transformer.
+
+    `name` is relative to the ControlNet, so that it is the same in two ControlNets for one
+    backbone, whichever of its layers each of them has.
+    """
 
     layer: int
     name: str
@@ -117,6 +122,7 @@ def self_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
     found = []
     for name, module in controlnet.named_modules():
         if name.rpartition(".")[2] == "attn1" and hasattr(module, "to_k"):
+            name = name.replace(COMPILED, "")
             transformer = name.partition(".transformer_blocks")[0]
             layer = layers.setdefault(transformer, len(layers))
             found.append(SelfAttention(layer, name, module))
@@ -129,25 +135,26 @@ def capture_keys_values(
 ) -> Iterator[None]:
     """Record K1 and V1 of each layer from `start_layer` on while the foreground unit runs.
 
-    `store` is emptied first and filled by the position in `layers`, so a unit of the same
-    architecture finds its partner whether or not the two share a module. Nothing is copied and
-    the unit's output is unchanged. The caller empties the store when the call is over.
+    `store` is emptied first and filled by the layers' names, so that each layer of another unit
+    finds its partner, whether the two share a module or one has more layers than the other.
+    Nothing is copied and the unit's output is unchanged. The caller empties the store when the
+    call is over.
     """
     store.clear()
-    keys: dict[int, Tensor] = {}
+    keys: dict[str, Tensor] = {}
 
-    def record(position: int, name: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
-        if name == "to_k":
-            keys[position] = output.detach()
-        elif position in keys:
-            store[position] = (keys.pop(position), output.detach())
+    def record(name: str, projection: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        if projection == "to_k":
+            keys[name] = output.detach()
+        elif name in keys:
+            store[name] = (keys.pop(name), output.detach())
 
     with ExitStack() as undo:
-        for position, (layer, _, module) in enumerate(layers):
+        for layer, name, module in layers:
             if layer >= start_layer:
-                for name in _HOOKED:
-                    hook = partial(record, position, name)
-                    undo.callback(getattr(module, name).register_forward_hook(hook).remove)
+                for projection in _HOOKED:
+                    hook = partial(record, name, projection)
+                    undo.callback(getattr(module, projection).register_forward_hook(hook).remove)
         yield
 
 
@@ -164,9 +171,9 @@ def inject_keys_values(
     The layer's own forward is called once for the foreground rows, its keys and values replaced
     by K1[Mf] and V1[Mf], and once for the others, K1[Mb] and V1[Mb] appended. No attention mask
     is involved, so every attention function of every host will do. A layer runs unchanged where
-    nothing was captured, the captured shape is not its own, `foreground_for` gives None, or the
-    call is no plain self-attention; so do the batch rows that `usable` [B] leaves out. On exit
-    every module is as it was, exceptions included.
+    nothing was captured (the foreground unit may have no such layer), the captured shape is not
+    its own, `foreground_for` gives None, or the call is no plain self-attention; so do the batch
+    rows that `usable` [B] leaves out. On exit every module is as it was, exceptions included.
 
     Raises TypeError or ValueError if `foreground_for` gives a tensor of another dtype or shape.
     """
@@ -183,9 +190,9 @@ def inject_keys_values(
         return groups[shape]
 
     with ExitStack() as undo:
-        for position, (layer, _, module) in enumerate(layers):
-            if layer >= start_layer and position in store:
-                region = _RegionForward(module, store[position], groups_for, tally)
+        for layer, name, module in layers:
+            if layer >= start_layer and name in store:
+                region = _RegionForward(module, store[name], groups_for, tally)
                 undo.enter_context(region.installed())
         yield tally
 

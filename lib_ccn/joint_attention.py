@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .attention import (
+    COMPILED,
     ForegroundFor,
     InjectionTally,
     KeyValueStore,
@@ -95,11 +96,13 @@ def joint_region_attention(
 def joint_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
     """Every joint attention of a FLUX ControlNet in execution order: double, then single stream.
 
-    Each is a layer of its own, so that a start layer counts attention blocks. An architecture
-    without such blocks gives an empty list.
+    Each is a layer of its own, so that a start layer counts attention blocks. A name tells the
+    stream and the place in it: "single_transformer_blocks.0.attn" is the first single-stream block
+    however many double-stream ones stand before it. An architecture without such blocks gives an
+    empty list.
     """
     found = [
-        (name, module)
+        (name.replace(COMPILED, ""), module)
         for name, module in controlnet.named_modules()
         if name.rpartition(".")[2] == "attn" and hasattr(module, "norm_k")
     ]
@@ -112,23 +115,23 @@ def capture_joint_keys_values(
 ) -> Iterator[None]:
     """Record the image tokens' K1 and V1 of each layer while the foreground unit runs.
 
-    `store` is emptied first and filled by the position in `layers`, each tensor [B, heads, image
-    tokens, d]. Nothing is copied and the unit's output is unchanged.
+    `store` is emptied first and filled by the layers' names, each tensor [B, heads, image tokens,
+    d]. Nothing is copied and the unit's output is unchanged.
     """
     store.clear()
 
-    def record(position: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def record(name: str, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if key.shape[2] >= image_tokens:
-            store[position] = (
+            store[name] = (
                 key.detach()[:, :, -image_tokens:],
                 value.detach()[:, :, -image_tokens:],
             )
         return attend(query, key, value)
 
     with ExitStack() as undo:
-        for position, (layer, _, module) in enumerate(layers):
+        for layer, name, module in layers:
             if layer >= start_layer:
-                undo.enter_context(_answered(module, partial(record, position)))
+                undo.enter_context(_answered(module, partial(record, name)))
         yield
 
 
@@ -143,9 +146,10 @@ def inject_joint_keys_values(
 ) -> Iterator[InjectionTally]:
     """Evaluate equation 9 in each layer from `start_layer` on while a background unit runs.
 
-    A layer runs unchanged where nothing was captured, the captured shape is not its own, or
-    `foreground_for(image tokens, batch)` gives None; so do the batch rows that `usable` [B]
-    leaves out. On exit every module is as it was, exceptions included.
+    A layer runs unchanged where nothing was captured (the foreground unit may have no such block),
+    the captured shape is not its own, or `foreground_for(image tokens, batch)` gives None; so do
+    the batch rows that `usable` [B] leaves out. On exit every module is as it was, exceptions
+    included.
     """
     tally = InjectionTally()
     groups: dict[int, list[RowGroup]] = {}
@@ -156,8 +160,8 @@ def inject_joint_keys_values(
             groups[batch] = [] if mask is None else row_groups(mask, device, usable)
         return groups[batch]
 
-    def inject(position: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        key1, value1 = (t.to(query) for t in store[position])
+    def inject(name: str, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        key1, value1 = (t.to(query) for t in store[name])
         like = (*query.shape[:2], image_tokens, query.shape[3])
         fits = key1.shape == like and key.shape == query.shape and query.shape[2] >= image_tokens
         found = groups_for(len(query), query.device) if fits else []
@@ -168,9 +172,9 @@ def inject_joint_keys_values(
         return joint_region_attention(query, key, value, key1, value1, found, attend)
 
     with ExitStack() as undo:
-        for position, (layer, _, module) in enumerate(layers):
-            if layer >= start_layer and position in store:
-                undo.enter_context(_answered(module, partial(inject, position)))
+        for layer, name, module in layers:
+            if layer >= start_layer and name in store:
+                undo.enter_context(_answered(module, partial(inject, name)))
         yield tally
 
 

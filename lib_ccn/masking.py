@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,23 @@ from torch import Tensor, nn
 from .foreground import CrossAttentionRecorder, best_word, cut_map, scaled_map, word_map
 from .fusion import smoothed_deviation
 from .prompt import TokenizedPrompt, Word, clean_word, find_word, why_missing, words
-from .settings import Settings
+from .settings import Settings, fields
+from .units import Call
 
 log = logging.getLogger(__name__)
+
+
+class _Recorder(CrossAttentionRecorder):
+    """Also keeps how many image tokens the layers have, to say which maps there are."""
+
+    def __init__(self, unet: nn.Module, reduction: int) -> None:
+        super().__init__(unet, reduction)
+        self.tokens: set[int] = set()
+
+    def _on_query(self, layer: nn.Module, to_q: nn.Module, args: Any, query: Any) -> None:
+        super()._on_query(layer, to_q, args, query)
+        if self._grid is not None and getattr(query, "ndim", 0) == 3:
+            self.tokens.add(query.shape[1])
 
 
 class WordMask:
@@ -44,7 +60,7 @@ class WordMask:
         note: Callable[[str], None],
     ) -> None:
         self.settings = settings
-        self.recorder = CrossAttentionRecorder(unet, settings.mask_reduction)
+        self.recorder: CrossAttentionRecorder = _Recorder(unet, settings.mask_reduction)
         self.prompts = list(prompts)
         self.encode = encode
         self.note = note
@@ -52,7 +68,15 @@ class WordMask:
         self.heat: Tensor | None = None
         self._words: dict[int, Word | None] = {}
         self._grid: tuple[int, int] | None = None
-        self._deviation: Tensor | None = None
+        # By picture: what was recorded of it in this step, and the foreground unit's deviation.
+        self._maps: dict[int, list[Tensor]] = {}
+        self._deviation: dict[int, Tensor] = {}
+        # Whose maps the recorder holds, and of how many pictures.
+        self._shown: list[int] = []
+        self._count = 0
+        # The latest call that should have been recorded, until something was.
+        self._unread: Call | None = None
+        self._found = False
         if not self.prompts:
             note("the prompt is not known, so no word can be looked for")
 
@@ -77,20 +101,26 @@ class WordMask:
     def detach(self) -> None:
         """Remove the hooks."""
         self.recorder.detach()
-        self._deviation = None
+        self._maps.clear()
+        self._deviation.clear()
 
     def pause(self) -> None:
         """Read nothing until the next `begin_call`."""
         self.recorder.pause()
 
-    def begin_call(self, latent_size: tuple[int, int], rows: Sequence[int]) -> None:
-        """Read the coming UNet call for the conditional `rows`; with no rows, read nothing."""
-        reduction = self.recorder.reduction
-        self._grid = (-(-latent_size[0] // reduction), -(-latent_size[1] // reduction))
-        if rows:
-            self.recorder.begin_call(latent_size, rows)
-        else:
+    def begin_call(self, call: Call, due: bool = True) -> None:
+        """Read the coming UNet call for its conditional rows, if it is `due` and has some."""
+        self._grid = _reduced(call.latent_size, self.recorder.reduction)
+        if due and (self._unread is None or call.conditional):
+            self._unread = call
+        if not due or not call.conditional:
             self.recorder.pause()
+            return
+        shown = list(call.conditional_pictures)
+        if shown != self._shown:
+            self._gather()
+        self._shown, self._count = shown, call.picture_count
+        self.recorder.begin_call(call.latent_size, call.conditional)
 
     def observe(self, residuals: Sequence[Tensor], pictures: Sequence[int]) -> None:
         """Note where the foreground unit has something to say, for the automatic word.
@@ -104,20 +134,24 @@ class WordMask:
             return
         deviation = smoothed_deviation(fitting[-1])
         owner = torch.tensor(list(pictures), device=deviation.device)
-        self._deviation = torch.stack(
-            [deviation[owner == picture].mean(0) for picture in sorted(set(pictures))]
-        )
+        for picture in set(pictures):
+            self._deviation[picture] = deviation[owner == picture].mean(0)
 
     def next_mask(self, step: int) -> tuple[Tensor, Tensor] | None:
         """The mask for `step` from what the step before recorded.
 
         Returns:
             Booleans on the CPU: the mask [pictures, H, W], and `usable` [pictures]. None when
-            nothing was recorded, as before the first step is done.
+            nothing was recorded, as before the first step is done. A picture of which nothing was
+            recorded is not usable.
         """
-        maps = self.recorder.take()
+        maps = self._take()
+        unread, self._unread = self._unread, None
         if maps is None:
+            if unread is not None and self.prompts and not self._found:
+                self.note(self._why_unread(unread))
             return None
+        self._found = True
         final = step >= self.settings.start_step
         usable = torch.zeros(len(maps), dtype=torch.bool)
         heat = torch.zeros(len(maps), *maps.shape[-2:])
@@ -132,6 +166,38 @@ class WordMask:
             heat[rows], usable[rows] = scaled.cpu(), good.cpu()
         self.heat = heat
         return cut_map(heat, usable, self.settings.mask_threshold), usable
+
+    def _gather(self) -> None:
+        """Set aside what the recorder holds: the next call shows other pictures."""
+        maps = self.recorder.take()
+        if maps is not None:
+            for picture, found in zip(self._shown, maps, strict=True):
+                self._maps.setdefault(picture, []).append(found)
+
+    def _take(self) -> Tensor | None:
+        """Mean maps [pictures, T, H, W] since the last time, zeros where a picture has none."""
+        self._gather()
+        gathered, self._maps = self._maps, {}
+        if not gathered:
+            return None
+        latest = list(gathered.values())[-1][-1]
+        maps = latest.new_zeros(self._count, *latest.shape)
+        for picture, found in gathered.items():
+            fitting = [one for one in found if one.shape == latest.shape]
+            if fitting:
+                maps[picture] = torch.stack(fitting).mean(0)
+        return maps
+
+    def _why_unread(self, call: Call) -> str:
+        """Why nothing was recorded in a step whose last call this was."""
+        if not call.conditional:
+            return "no mask: which rows of the UNet's batch the prompt belongs to is not known"
+        name, seen = "mask_reduction", getattr(self.recorder, "tokens", ())
+        allowed = range(int(fields()[name].minimum), int(fields()[name].maximum) + 1)
+        fits = [str(n) for n in allowed if math.prod(_reduced(call.latent_size, n)) in seen]
+        hint = f", but of / {', '.join(fits)} ({name})" if fits else ""
+        reduction = self.recorder.reduction
+        return f"no mask: no cross-attention maps of the latent's size / {reduction}{hint}"
 
     @property
     def _undecided(self) -> bool:
@@ -167,10 +233,17 @@ class WordMask:
     def _automatic(
         self, prompt: TokenizedPrompt, rows: slice, maps: Tensor, final: bool
     ) -> Word | None:
+        if any(token.piece is None for token in prompt.tokens):
+            self.note("no automatic word with this text encoder: name one")
+            return None
         candidates = words(prompt)
         best = None
-        if candidates and self._deviation is not None:
-            best = best_word(maps[rows], candidates, self._deviation[rows])
+        known = [self._deviation.get(picture) for picture in range(len(maps))[rows]]
+        like = next((deviation for deviation in known if deviation is not None), None)
+        if candidates and like is not None:
+            nothing = torch.zeros_like(like)
+            deviation = torch.stack([nothing if one is None else one for one in known])
+            best = best_word(maps[rows], candidates, deviation)
         if best is None:
             if final:
                 self.note("no word of the prompt agrees with the foreground unit: no mask")
@@ -182,3 +255,7 @@ class WordMask:
                 best[1],
             )
         return best[0]
+
+
+def _reduced(latent_size: tuple[int, int], reduction: int) -> tuple[int, int]:
+    return -(-latent_size[0] // reduction), -(-latent_size[1] // reduction)

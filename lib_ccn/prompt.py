@@ -267,9 +267,14 @@ def words(
     found: dict[str, list[int]] = {}
     for raw, positions in grouped:
         text = _from_byte_letters(raw).lower()
-        if text not in STOP_WORDS and not all(map(_is_mark, text)):
+        if text not in STOP_WORDS and not all(map(is_mark, text)):
             found.setdefault(text, []).extend(positions)
     return [Word(text, tuple(positions)) for text, positions in found.items()]
+
+
+def is_mark(char: str) -> bool:
+    """Whether a character is no part of a word that names something: punctuation or a digit."""
+    return char in _MARKS or unicodedata.category(char)[0] in "PNZ"
 
 
 def _plain(values: Any) -> Any:
@@ -315,10 +320,6 @@ def _begins_word(tokens: Sequence[Token], index: int) -> bool:
     if before is None or here is None or before.endswith(END_OF_WORD):
         return True
     return before == PLACEHOLDER and not set(here[:1]) <= _MARKS
-
-
-def _is_mark(char: str) -> bool:
-    return char in _MARKS or unicodedata.category(char)[0] in "PNZ"
 
 
 def _byte_letters() -> dict[str, int]:

@@ -76,6 +76,7 @@ class Session:
         self.error: Exception | None = None
         self.injected = 0
         self._assign_roles()
+        self._note_layers()
         self._image = mask_image
         self._word = WordMask(settings, unet, prompts, encode, self.note)
         self._call: Call | None = None
@@ -222,9 +223,23 @@ class Session:
         """The attention layers of a ControlNet that injection works on."""
         return self_attention_layers(module)
 
+    def partners(self, foreground: Unit) -> list[SelfAttention]:
+        """The foreground unit's layers that injection asks for.
+
+        A start layer counts the background unit's own: of two ControlNets for one backbone, one
+        may have more layers than the other.
+        """
+        wanted = {
+            layer.name
+            for unit in self.units
+            for layer in unit.layers
+            if unit.role is Role.BACKGROUND and layer.layer >= self.settings.start_layer
+        }
+        return [layer for layer in foreground.layers if layer.name in wanted]
+
     def capturing(self, unit: Unit) -> AbstractContextManager[None]:
         """Keys and values are recorded while the foreground unit's ControlNet runs."""
-        return capture_keys_values(unit.layers, self._store, self.settings.start_layer)
+        return capture_keys_values(self.partners(unit), self._store)
 
     def injecting(self, unit: Unit) -> AbstractContextManager[InjectionTally]:
         """They are injected while a background unit's ControlNet runs."""
@@ -269,6 +284,21 @@ class Session:
             raise SettingsError(setting, chosen, f"'auto' or one of {sorted(named)}")
         return named[chosen]
 
+    def _note_layers(self) -> None:
+        """Say it if no layer can take keys and values, whatever the mask."""
+        background = [unit for unit in self.units if unit.role is Role.BACKGROUND]
+        if not self.settings.inject or not background:
+            return
+        start = self.settings.start_layer
+        last = max((layer.layer for unit in background for layer in unit.layers), default=-1)
+        if 0 <= last < start:
+            self.note(f"start_layer {start} is beyond the last ({last}): nothing is injected")
+        elif not any(self.partners(u) for u in self.units if u.role is Role.FOREGROUND):
+            self.note(
+                "the foreground and background units have no attention layer in common: "
+                "nothing is injected"
+            )
+
     def _begin(self, call: Call) -> None:
         if self._word.error is not None:
             raise self._word.error
@@ -289,13 +319,13 @@ class Session:
             self._word.change_prompts(call.prompts)
         # The mask of step t is read at step t - 1: nothing is read before that is of use.
         due = self.settings.show_mask or call.step + 1 >= self.settings.start_step
-        self._word.begin_call(call.latent_size, call.conditional if due else ())
+        self._word.begin_call(call, due)
 
     def _renew_mask(self, call: Call) -> None:
         source = self.settings.mask_source
         if not (self.settings.inject or self.settings.show_mask):
             return
-        pictures = len(call.conditional) or len(set(call.pictures))
+        pictures = call.picture_count
         if source == "word":
             found = self._word.next_mask(call.step)
             if found is None:
@@ -317,11 +347,14 @@ class Session:
         if foreground is None or foreground.condition is None:
             self.note("no silhouette: the foreground unit's condition image is not known")
             return None
-        condition = foreground.condition
-        if len(condition) > 1:
-            rows = [list(call.pictures).index(picture) for picture in range(pictures)]
-            condition = condition[rows]
-        return silhouette(condition.detach().cpu().float()).expand(pictures, -1, -1)
+        condition, owners = foreground.condition, list(call.pictures)
+        if len(condition) == 1:
+            rows = [0]
+        elif len(condition) == len(owners) != pictures == len(set(owners)):
+            rows = [owners.index(picture) for picture in range(pictures)]
+        else:
+            rows = [picture % len(condition) for picture in range(pictures)]
+        return silhouette(condition[rows].detach().cpu().float()).expand(pictures, -1, -1)
 
     @property
     def _injects(self) -> bool:

@@ -34,8 +34,8 @@ class Unit:
         name: how the log calls it.
         eligible: False for what cannot be fused (a T2I-Adapter, say): a bystander, whose
             residuals are added as the host would.
-        condition: [B, 3, H, W] in [0, 1], one row per row of the ControlNet's batch or a single
-            one; only the mask source "silhouette" looks at it.
+        condition: [B, 3, H, W] in [0, 1], one row per row of the ControlNet's batch, per picture
+            (fewer are repeated) or for all; only the mask source "silhouette" looks at it.
         number: how the host counts it, from 0, which is what the settings name; None takes its
             place in the session.
         role: set by the session.
@@ -59,11 +59,14 @@ class Call:
         step: the sampler's step, from 0; several calls may share one.
         pictures: for each row of the ControlNets' batch, which picture it belongs to.
         conditional: the conditional rows of the UNet's batch, one per picture in their order;
-            empty where the UNet is asked for the unconditional half alone.
+            empty where the UNet is asked for the unconditional half alone. With `total`, those of
+            the pictures that have one in this call.
         prompts: what these rows were encoded from, where that changes between steps; None keeps
             the session's.
         whole: False where the UNet sees a part of the picture only (a tile). Units are fused
             there, but nothing is injected and no mask is read.
+        total: how many pictures the generation has, where a call may hold some of them only and
+            the UNet's batch has the rows of the ControlNets'; None: those in this call.
     """
 
     latent_size: tuple[int, int]
@@ -72,6 +75,19 @@ class Call:
     conditional: Sequence[int]
     prompts: Sequence[TokenizedPrompt] | None = None
     whole: bool = True
+    total: int | None = None
+
+    @property
+    def picture_count(self) -> int:
+        """How many pictures the generation has."""
+        return self.total or len(self.conditional) or max(self.pictures) + 1
+
+    @property
+    def conditional_pictures(self) -> Sequence[int]:
+        """Which picture each of the conditional rows is of."""
+        if self.total is None:
+            return range(len(self.conditional))
+        return [self.pictures[row] for row in self.conditional]
 
 
 @dataclass

@@ -305,12 +305,13 @@ def test_what_does_not_fit_runs_unchanged(what):
     fg, bg = host_block("ldm", 1), host_block("ldm", 2)
     x = torch.randn(2, 25, 32, dtype=torch.float64)
     mask = random_mask(2, 25)
-    store = {0: (fg.attn1.to_k(x), fg.attn1.to_v(x))}
+    captured = (fg.attn1.to_k(x), fg.attn1.to_v(x))
     if what == "other batch":
-        store[0] = tuple(t[:1] for t in store[0])
+        captured = tuple(t[:1] for t in captured)
     elif what == "other channels":
-        store[0] = tuple(t[..., 1:] for t in store[0])
-    elif what == "no hooks fired":
+        captured = tuple(t[..., 1:] for t in captured)
+    store = {"attn1": captured}
+    if what == "no hooks fired":
         bg.attn1.forward = lambda x, context=None: x
     mask_for = (lambda *_: None) if what == "no mask" else (lambda *_: mask)
     with inject_keys_values(self_attention_layers(bg), store, mask_for) as tally:
@@ -377,13 +378,13 @@ def test_a_hosts_hook_on_the_block_fires_once():
 # ------------------------------------------------------------------- hooks on ControlNets
 
 
-def tiny_controlnet(seed):
+def tiny_controlnet(seed, inner=2, first="CrossAttnDownBlock2D"):
     torch.manual_seed(seed)
     controlnet = diffusers.ControlNetModel(
         block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        down_block_types=(first, "CrossAttnDownBlock2D"),
         layers_per_block=1,
-        transformer_layers_per_block=2,
+        transformer_layers_per_block=inner,
         attention_head_dim=2,
         cross_attention_dim=24,
         norm_num_groups=8,
@@ -439,11 +440,11 @@ def test_every_layer_of_a_controlnet_follows_equation_9():
         handle.remove()
     assert tally.injected == 6
     with torch.no_grad():
-        for position, (_, _, attn) in enumerate(layers):
+        for position, (_, name, attn) in enumerate(layers):
             x, out = seen[position]
             own = (attn.to_q(x), attn.to_k(x), attn.to_v(x))
             mask = masks(x.shape[1], 2)
-            expected = attn.to_out[0](equation_9(*own, *store[position], mask, attn.heads))
+            expected = attn.to_out[0](equation_9(*own, *store[name], mask, attn.heads))
             torch.testing.assert_close(out, expected)
     assert untouched(fg)
     assert untouched(bg)
@@ -464,7 +465,7 @@ def test_start_layer_counts_spatial_transformers():
     assert [e.layer for e in layers] == [0, 0, 1, 1, 2, 2]
     with capture_keys_values(self_attention_layers(fg), store, start_layer=1):
         run(fg)
-    assert sorted(store) == [2, 3, 4, 5]
+    assert set(store) == {entry.name for entry in layers[2:]}
     plain = run(bg)
     with inject_keys_values(layers, store, masks, start_layer=2) as tally:
         injected = run(bg)
@@ -473,6 +474,91 @@ def test_start_layer_counts_spatial_transformers():
     assert not torch.equal(injected[-1], plain[-1])
     with inject_keys_values(layers, store, masks, start_layer=3):
         assert equal(run(bg), plain)
+
+
+def kept(net, layers):
+    """The inputs [B, N, C] and outputs of the layers, by name, while the ControlNet runs."""
+    seen = {}
+    handles = [
+        entry.module.register_forward_hook(
+            lambda _m, args, out, name=entry.name: seen.update({name: (args[0], out)})
+        )
+        for entry in layers
+    ]
+    run(net, seed=6)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["deep background", "deep foreground"])
+@pytest.mark.parametrize(
+    "changes", [{"inner": (2, 1)}, {"first": "DownBlock2D"}], ids=["inner blocks", "no first layer"]
+)
+def test_controlnets_of_unlike_depth_are_paired_by_layer(changes, swapped):
+    fg, bg = tiny_controlnet(1, **changes), tiny_controlnet(2)
+    fg, bg = (bg, fg) if swapped else (fg, bg)
+    first, layers, store = self_attention_layers(fg), self_attention_layers(bg), {}
+    modules = {entry.name: entry.module for entry in first}
+    assert len(first) != len(layers)
+    with torch.no_grad():
+        inputs = kept(fg, first)
+        with capture_keys_values(first, store):
+            run(fg, seed=6)
+        with inject_keys_values(layers, store, masks) as tally:
+            seen = kept(bg, layers)
+        for _, name, attn in layers:
+            x, out = seen[name]
+            q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+            mask = masks(x.shape[1], 2)
+            if name in modules:
+                other, x1 = modules[name], inputs[name][0]
+                want = equation_9(q, k, v, other.to_k(x1), other.to_v(x1), mask, attn.heads)
+            else:  # plain attention to its own keys
+                want = equation_9(q, k, v, k, v, torch.ones_like(mask), attn.heads)
+            torch.testing.assert_close(out, attn.to_out[0](want))
+    assert tally.injected == len(modules.keys() & {entry.name for entry in layers}) == 4
+
+
+class LdmNet(nn.Module):
+    """A ControlNet's module tree in the WebUIs: SDXL's full one, or a smaller one."""
+
+    def __init__(self, layers, inner):
+        super().__init__()
+        blocks = {place: nn.Identity() for place in range(9)}
+        blocks.update({place: self.layer(inner) for place in layers})
+        self.input_blocks = nn.ModuleList(blocks[place] for place in range(9))
+        self.middle_block = self.layer(inner)
+
+    @staticmethod
+    def layer(inner):
+        transformer = nn.Module()
+        transformer.transformer_blocks = nn.ModuleList(
+            Block(LdmAttention(32, HEADS).double()) for _ in range(inner)
+        )
+        return nn.ModuleList([nn.Identity(), transformer])
+
+    def forward(self, x):
+        for entry in self_attention_layers(self):
+            x = entry.module(x)
+        return x
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "compiled"])
+def test_a_smaller_controlnet_of_the_webuis_meets_the_same_layers(wrapped):
+    small, full = LdmNet([7, 8], 1), LdmNet([4, 5, 7, 8], 2)
+    root = nn.Module()
+    root._orig_mod = small  # as torch.compile wraps it
+    layers, store, x = self_attention_layers(full), {}, torch.randn(2, 25, 32).double()
+    with torch.no_grad():
+        with capture_keys_values(self_attention_layers(root if wrapped else small), store):
+            small(x)
+        with inject_keys_values(layers, store, masks) as tally:
+            full(x)
+    blocks = ("input_blocks.7.1", "input_blocks.8.1", "middle_block.1")
+    assert list(store) == [f"{block}.transformer_blocks.0.attn1" for block in blocks]
+    assert set(store) < {entry.name for entry in layers}
+    assert tally.injected == 3
 
 
 def test_units_sharing_a_controlnet_equal_two_copies_of_it():
@@ -490,7 +576,7 @@ def test_units_sharing_a_controlnet_equal_two_copies_of_it():
 
 
 def test_a_new_capture_forgets_the_last_one():
-    controlnet, store = tiny_controlnet(1), {99: ()}
+    controlnet, store = tiny_controlnet(1), {"of the last call": ()}
     with capture_keys_values(self_attention_layers(controlnet), store, start_layer=9):
         run(controlnet)
     assert store == {}
@@ -524,7 +610,7 @@ def test_a_failure_while_hooks_are_set_removes_those_already_set():
     controlnet = tiny_controlnet(1)
     layers = self_attention_layers(controlnet)
     layers.append(layers[0]._replace(module=nn.Identity()))
-    store = dict.fromkeys(range(len(layers)), (torch.zeros(1), torch.zeros(1)))
+    store = {entry.name: (torch.zeros(1), torch.zeros(1)) for entry in layers}
     with pytest.raises(AttributeError), inject_keys_values(layers, store, masks):
         pass
     with pytest.raises(AttributeError), capture_keys_values(layers, store):
@@ -540,7 +626,7 @@ def test_captured_tensors_are_released_with_the_store():
             run(fg)
         with inject_keys_values(self_attention_layers(bg), store, masks):
             run(bg)
-        last = weakref.ref(store[5][0])
+        last = weakref.ref(list(store.values())[5][0])
         store.clear()
         assert last() is None
     finally:

@@ -106,6 +106,14 @@ def test_options_of_a_family():
         (["--family", "flux", "--negative-prompt", "x"], "guidance-distilled"),
         (["--family", "sdxl", "--controlnet", "x"], "needs the --model"),
         (["--family", "sdxl", "--control-mode", "1"], "is for --family flux"),
+        (
+            ["--family", "flux", "--control-mode", "1"],
+            "--control-mode 1: expected 2 values, one per ControlNet, or none",
+        ),
+        (
+            ["--family=flux", "--model=x", *["--controlnet=a"] * 3, *["--control-mode=1"] * 2],
+            "--control-mode 1, 1: expected 3 values",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(options, said, capsys):

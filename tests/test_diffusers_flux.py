@@ -227,17 +227,31 @@ def test_the_word_is_looked_for_in_the_t5_prompt(pipe):
 
 def test_t5_pieces(pipe):
     with cross_controlnet(pipe, FULL) as control:
-        tokenized = control.tokenize("Greenish, a star.", 16)
         found = control.tokenize("a greenish star", 16)
         short = control.tokenize("a ring over a red star", 4)
     pieces = ["\u2581a", "\u2581green", "ish", ",", "\u2581", "\u2581star"]
     written = [clip_piece(p, pieces[i + 1 : i + 2]) for i, p in enumerate(pieces)]
-    assert written == ["a</w>", "green", "ish", ",</w>", "", "star</w>"]
-    assert "star." in [word.text for word in words(tokenized)]
+    assert written == ["a</w>", "green", "ish</w>", ",</w>", "", "star</w>"]
     assert words(found)[0] == Word("greenish", (1, 2, 3, 4))
     assert find_word(found, [found.tokens[-1].id]) == [5]
     assert len(short.tokens) == 3
     assert len(short.dropped) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("a red star, near a ring.", {"red": (1,), "star": (2,), "ring": (6,)}),
+        ('a "red" (star): ring!', {"red": None, "star": None, "ring": None}),
+        ("star-heart,ring 2", {"star": (0,), "heart": None, "ring": None}),
+        ("a star's ring", {"star": (1,), "ring": (4,)}),
+    ],
+)
+def test_words_have_no_punctuation(pipe, prompt, found):
+    with cross_controlnet(pipe, FULL) as control:
+        got = words(control.tokenize(prompt, 32))
+    assert [word.text for word in got] == list(found)
+    assert all(found[word.text] in (word.positions, None) for word in got)
 
 
 def test_prompt_embeddings_come_with_their_text(pipe):
@@ -327,11 +341,17 @@ def test_a_mode_token_of_one_unit_alone_does_not_shift_the_image():
 
 
 @pytest.mark.parametrize(
-    "blocks",
-    [((2, 2), (3, 0)), ((3, 0), (2, 2)), ((3, 2), (2, 1)), ((0, 2), (2, 2))],
+    ("blocks", "shared"),
+    [
+        (((2, 2), (3, 0)), 2),
+        (((3, 0), (2, 2)), 2),
+        (((3, 2), (2, 1)), 3),
+        (((0, 2), (2, 2)), 2),
+        (((0, 2), (2, 0)), 0),
+    ],
     ids=str,
 )
-def test_units_of_unlike_depth_are_what_the_host_makes_of_them(blocks):
+def test_units_of_unlike_depth_are_what_the_host_makes_of_them(blocks, shared):
     pipe = random_flux(2)
     for number, shape in enumerate(blocks):
         pipe.controlnet.nets[number] = random_flux(1, blocks=shape, seed=9).controlnet.nets[0]
@@ -341,6 +361,29 @@ def test_units_of_unlike_depth_are_what_the_host_makes_of_them(blocks):
     with cross_controlnet(pipe, FULL) as control:
         assert torch.isfinite(generate(pipe)).all()
     assert control.session.error is None
+    assert control.session.injected == 2 * shared, "two steps; a block without a partner is let be"
+    assert ("no attention layer in common" in control.summary()) == (shared == 0)
+
+
+def test_blocks_of_unlike_controlnets_are_paired_by_stream_and_place():
+    """Union-Pro 1.0 beside 2.0 in small: double and single blocks beside double blocks alone."""
+    pipe = random_flux(2)
+    for number, shape in enumerate(((2, 4), (4, 0))):
+        pipe.controlnet.nets[number] = random_flux(1, blocks=shape, seed=9).controlnet.nets[0]
+    first, second = (
+        {layer.name: layer.module for layer in joint_attention_layers(net)}
+        for net in pipe.controlnet.nets
+    )
+    with dumped(first) as one, dumped(second) as two, cross_controlnet(pipe, FULL) as control:
+        generate(pipe)
+    assert control.session.injected == 2 * 2
+    mask = torch.ones(64, dtype=torch.bool)
+    for number, (name, module) in enumerate(second.items()):
+        given, out = two[name]
+        other = (first[name], one[name][0]) if number < 2 else (module, given)
+        want = joint_attention_oracle(module, other[0], given, other[1], mask, number < 2)
+        for got, wanted in zip(out, want, strict=True):
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_unit_that_is_off_is_not_run(three):

@@ -147,6 +147,29 @@ def test_injected_attention_is_equation_9(pipe):
             )
 
 
+@pytest.mark.parametrize("deep", [0, 1], ids=["deep foreground", "deep background"])
+def test_controlnets_of_unlike_depth_are_paired_by_layer(deep):
+    """Two inner blocks in the last layers beside one: what has no partner is let be."""
+    pipe = random_sdxl()
+    shallow = random_sdxl(transformer_layers_per_block=(1, 1, 1), seed=9).controlnet.nets[0]
+    pipe.controlnet.nets[1 - deep] = shallow
+    first, second = (
+        {layer.name: layer.module for layer in self_attention_layers(net)}
+        for net in pipe.controlnet.nets
+    )
+    settings = {**FULL, "mask_source": "all"}
+    with dumped(first) as one, dumped(second) as two, cross_controlnet(pipe, settings) as control:
+        generate(pipe)
+    assert control.session.injected == 2 * 5, "two steps, the first inner block of five layers"
+    for name, module in second.items():
+        given, out = two[name]
+        x2, partner = given["hidden_states"], first.get(name, module)
+        x1 = one[name][0]["hidden_states"] if name in first else x2
+        here = torch.ones(x2.shape[1], dtype=torch.bool)
+        want = self_attention_oracle(module, partner, x2, x1, here, injected=name in first)
+        torch.testing.assert_close(out.double(), want, rtol=1e-4, atol=1e-4)
+
+
 def test_the_word_is_found_in_the_prompt_of_the_encoder_that_has_it(pipe):
     def position(prompt, prompt_2, word="ring"):
         settings = {**FULL, "foreground_word": word}
@@ -225,6 +248,40 @@ def test_siblings_and_union_controlnets(name, nets):
     assert state(pipe) == before
 
 
+PAG = {
+    "pag": {"pag_scale": 3.0},
+    "pag without cfg": {"pag_scale": 3.0, "guidance_scale": 1.0},
+    "pag off": {"pag_scale": 0.0},
+}
+
+
+@pytest.mark.parametrize("changes", PAG.values(), ids=PAG)
+def test_perturbed_attention_guidance(changes):
+    """Three rows per picture, or two: a batch of two prompts is two batches of one."""
+    pipe = random_sdxl(kind=diffusers.StableDiffusionXLControlNetPAGPipeline)
+    prompts = [PROMPT, "a ring over a star"]
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    images = [torch.cat((image, image.flip(-1))) for image in conditions()]
+
+    def make(rows):
+        mine = [image[rows] for image in images]
+        return generate(pipe, prompts[rows], latents=noise[rows], image=mine, **changes)
+
+    both, rows = slice(0, 2), (slice(0, 1), slice(1, 2))
+    plain = make(both)
+    with cross_controlnet(pipe, NOTHING):
+        assert torch.equal(make(both), plain)
+    for more in ({}, {"mask_source": "silhouette"}):
+        with cross_controlnet(pipe, {**FULL, "mask_threshold": 0.5, **more}) as control:
+            ours, masks = make(both), control.session.mask
+            assert control.session.injected == 2 * 8
+            assert not torch.equal(*masks)
+            for row, mask, one in zip(rows, masks, ours, strict=True):
+                torch.testing.assert_close(make(row)[0], one, rtol=1e-3, atol=1e-3)
+                assert torch.equal(control.session.mask[0], mask)
+        assert not torch.allclose(ours, plain)
+
+
 def test_two_units_may_share_a_union_controlnet():
     pipe = random_sdxl(2, diffusers.StableDiffusionXLControlNetUnionPipeline, True)
     pipe.controlnet.nets[1] = pipe.controlnet.nets[0]
@@ -240,6 +297,25 @@ def test_two_units_may_share_a_union_controlnet():
     with cross_controlnet(pipe, {**FULL, "mask_source": "silhouette"}) as control:
         assert not torch.equal(make(), plain)
     assert control.session.injected == 2 * 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mask_reduction": 8}, "maps of the latent's size / 8, but of / 2, 4"),
+        ({"mask_reduction": 3, "foreground_word": ""}, "maps of the latent's size / 3, but of / 2"),
+        ({"start_layer": 5}, "start_layer 5 is beyond the last (4): nothing is injected"),
+        ({"start_layer": 4}, ""),
+        ({"mask_reduction": 2}, ""),
+        ({"start_step": 2, "show_mask": True}, ""),
+    ],
+)
+def test_settings_that_cannot_act_say_why(pipe, changes, said):
+    with cross_controlnet(pipe, {**FULL, **changes}) as control:
+        generate(pipe, image=conditions(size=(64, 64)))
+    assert (control.session.injected == 0) == bool(said)
+    assert said in control.summary()
+    assert len(control.session.notes) == bool(said)
 
 
 def test_bfloat16():

@@ -83,20 +83,23 @@ class Joint(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, **more):
+    def __init__(self, doubles=2, singles=0, **more):
         super().__init__()
-        self.transformer_blocks = nn.ModuleList(
-            nn.ModuleDict({"attn": Joint(**more)}) for _ in "12"
+        self.transformer_blocks, self.single_transformer_blocks = (
+            nn.ModuleList(nn.ModuleDict({"attn": Joint(**more)}) for _ in range(count))
+            for count in (doubles, singles)
         )
 
     def forward(self, q, k, v):
-        return [block["attn"](q, k, v) for block in self.transformer_blocks]
+        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
+        return [block["attn"](q, k, v) for block in blocks]
 
 
-def injected(net, parts, captured, image=IMAGE, mask=True, **more):
+def injected(net, parts, captured, image=IMAGE, mask=True, foreground=None, **more):
     layers, store = joint_attention_layers(net), {}
-    with capture_joint_keys_values(layers, store, image):
-        first = net(*captured)
+    foreground = net if foreground is None else foreground
+    with capture_joint_keys_values(joint_attention_layers(foreground), store, image):
+        first = foreground(*captured)
     masks = torch.full((BATCH, image), True) if mask else None
     with inject_joint_keys_values(layers, store, lambda *_: masks, image, **more) as tally:
         out = net(*parts)
@@ -113,6 +116,14 @@ def test_positional_arguments_and_start_layers():
     assert torch.equal(out[0], F.scaled_dot_product_attention(q, k, v))
     want = by_formula((q, k, v, k1, v1), torch.full((BATCH, IMAGE), True), [True] * 3)
     torch.testing.assert_close(out[1].double(), want, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_of_one_stream_do_not_meet_those_of_the_other():
+    q, k, v, *_ = tensors()
+    _, out, tally = injected(Net(4, 0), (q, k, v), (k, q, k), foreground=Net(2, 4))
+    plain = F.scaled_dot_product_attention(q, k, v)
+    assert [torch.equal(t, plain) for t in out] == [False, False, True, True]
+    assert (tally.injected, tally.unchanged) == (2, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pytest
 import torch
 from tiny import tiny_controlnet, tiny_unet
 
+from lib_ccn.foreground import silhouette
+from lib_ccn.prompt import Token, TokenizedPrompt
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.units import Call, Role, StepClock, Unit
@@ -185,6 +187,192 @@ def test_an_error_gives_the_sum_for_the_rest_of_the_generation(unet, nets, caplo
         assert all(torch.equal(a, b) for a, b in zip(fused, the_sum(lists), strict=True))
     assert len([r for r in caplog.records if "stood aside" in r.getMessage()]) == 1
     assert "stood aside" in session.summary()
+
+
+def encode(text):
+    return [{"red": 1, "star": 2, "ring": 3}[word] for word in text.split()]
+
+
+def prompt(text, pieces=True):
+    """The prompt's tokens from the first on, each a word."""
+    return TokenizedPrompt(
+        tuple(
+            Token(number, place, f"{word}</w>" if pieces else None)
+            for place, (number, word) in enumerate(zip(encode(text), text.split(), strict=True))
+        )
+    )
+
+
+def recorded(session, unet, call, seed):
+    """What an adapter does in one call, with the UNet's part; the seed says what it is asked."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = len(call.pictures)
+    units = session.units
+    session.begin_call(call)
+    inputs = [
+        torch.randn(shape, generator=generator)
+        for shape in ((rows, 4, *call.latent_size), (rows, 5, 16), (rows, 3, 16, 16))
+    ]
+    found = {}
+    for unit in session.running_order(units):
+
+        def forward(unit=unit):
+            down, middle = unit.module(inputs[0], 3, *inputs[1:], return_dict=False)
+            return [*down, middle]
+
+        found[unit] = session.run(unit, forward)
+    fused = session.fuse(found)
+    with torch.no_grad():
+        unet(inputs[0], 3, inputs[1])
+    return fused
+
+
+# A batch of two pictures with two sub-prompts each, as AUTOMATIC1111 may send it: in three calls.
+PARTS = [([0, 0], [0]), ([1, 1], [1]), ([0, 1], [])]
+
+
+@pytest.mark.parametrize("source", ["all", "image", "silhouette", "word"])
+def test_calls_may_hold_some_of_the_pictures(unet, nets, source):
+    images = torch.zeros(2, 3, 16, 16)
+    images[0, :, 2:9, 2:9] = images[1, :, 8:, 4:] = 1
+    units = [Unit(nets[0], condition=images), Unit(nets[1])]
+    settings = Settings(mask_source=source, foreground_word="star", start_step=1, strict=True)
+    painted = torch.tensor([[True, False], [False, False]])[None]
+    prompts = [prompt("red star"), prompt("star ring")]
+    injected = []
+    with Session(settings, unet, units, prompts, encode, painted) as session:
+        for step in range(3):
+            for number, (pictures, conditional) in enumerate(PARTS):
+                call = Call(SIZE, step, pictures, conditional, total=2)
+                recorded(session, unet, call, 10 * step + number)
+                injected.append(session.injected)
+    assert len(session.mask) == 2
+    assert session.usable.all()
+    assert torch.equal(*session.mask) == (source in ("all", "image"))
+    assert session.notes == []
+    assert injected == [0, 0, 0, 4, 8, 12, 16, 20, 24], "four layers in each call from step 1 on"
+
+
+def test_condition_images_are_told_apart_by_picture(unet, nets):
+    """As many as rows of the batch, as pictures, fewer, or more than that."""
+    images = torch.zeros(4, 3, 16, 16)
+    for place, image in enumerate(images):
+        image[:, 4 * place :, 2:9] = 1
+    settings = Settings(mask_source="silhouette", start_step=0, strict=True)
+    for batch, total, given, wanted in [
+        ([0, 1, 0, 1], None, [0, 1, 0, 1], [0, 1]),
+        ([0, 0, 1, 1], None, [0, 0, 1, 1], [0, 1]),
+        ([0, 0, 1, 1], None, [0, 1], [0, 1]),
+        ([1, 1], 2, [0, 1], [0, 1]),
+        ([0, 1, 2], None, [0, 1], [0, 1, 0]),
+        ([0, 1], 2, [0, 1, 2], [0, 1]),
+        ([2, 2], 4, [3], [3, 3, 3, 3]),
+    ]:
+        units = [Unit(nets[0], condition=images[given]), Unit(nets[1])]
+        with Session(settings, unet, units) as session:
+            session.begin_call(Call(SIZE, 0, batch, [], total=total))
+        assert torch.equal(session.mask, silhouette(images[wanted])), (batch, given)
+
+
+def test_a_words_mask_is_gathered_picture_by_picture(unet, nets):
+    """Two calls with a picture each give what one call with both gives."""
+    settings = Settings(foreground_word="star", start_step=1, show_mask=True, mask_threshold=0.5)
+    prompts = [prompt("red star"), prompt("star ring")]
+    generator = torch.Generator().manual_seed(3)
+    latents, texts = (torch.randn(2, *s, generator=generator) for s in ((4, *SIZE), (5, 16)))
+    heats = []
+    for batches in ([[0, 1]], [[0], [1]], [[1], [0], [1], [0]]):
+        with Session(settings, unet, [Unit(n) for n in nets[:2]], prompts, encode) as session:
+            for pictures in batches:
+                rows = range(len(pictures))
+                session.begin_call(Call(SIZE, 0, pictures, rows, total=2))
+                with torch.no_grad():
+                    unet(latents[pictures], 3, texts[pictures])
+            session.begin_call(Call(SIZE, 1, [0, 1], [0, 1], total=2))
+            heats.append(session.heat)
+            assert session.usable.all()
+    torch.testing.assert_close(heats[0], heats[1])
+    torch.testing.assert_close(heats[0], heats[2])
+    with Session(settings, unet, [Unit(n) for n in nets[:2]], prompts, encode) as session:
+        session.begin_call(Call(SIZE, 0, [1], [0], total=2))
+        with torch.no_grad():
+            unet(latents[1:], 3, texts[1:])
+        session.begin_call(Call(SIZE, 1, [0], [0], total=2))
+    assert session.usable.tolist() == [False, True], "nothing was read of the first picture"
+    torch.testing.assert_close(session.heat[1], heats[0][1])
+
+
+def test_the_automatic_word_of_pictures_that_come_one_by_one(unet, nets):
+    settings = Settings(start_step=2, mask_reduction=2, strict=True)
+    prompts = [prompt("red star"), prompt("star ring")]
+    with Session(settings, unet, [Unit(n) for n in nets[:2]], prompts, encode) as session:
+        for step in range(3):
+            for number, (pictures, conditional) in enumerate(PARTS):
+                call = Call(SIZE, step, pictures, conditional, total=2)
+                recorded(session, unet, call, 10 * step + number)
+        assert set(session._word._deviation) == {0, 1}
+    assert len(session.mask) == len(session._word.chosen) == 2
+
+
+def test_conditional_rows_that_are_not_known_are_noted_once(unet, nets):
+    units = [Unit(net) for net in nets[:2]]
+    settings = Settings(foreground_word="star", start_step=2)
+    with Session(settings, unet, units, [prompt("star")], encode) as session:
+        for step in range(4):
+            for seed in range(2):
+                recorded(session, unet, Call(SIZE, step, [0, 0], []), seed)
+            assert bool(session.notes) == (step >= 2)
+    assert session.injected == 0
+    assert len(session.notes) == 1
+    assert "which rows" in session.notes[0]
+
+
+def test_steps_without_maps_are_noted_only_where_maps_were_due(unet, nets):
+    units = [Unit(net) for net in nets[:2]]
+    settings = Settings(foreground_word="star", start_step=3, mask_reduction=2)
+    calls = [
+        Call(SIZE, 0, [0, 0], [1]),  # not due
+        Call(SIZE, 1, [0, 0], [1]),
+        Call(SIZE, 2, [0], []),  # the unconditional half, then the conditional one
+        Call(SIZE, 2, [0], [0]),
+        Call(SIZE, 3, [0, 0], [1], whole=False),
+        Call(SIZE, 4, [0, 0], [1]),
+        Call(SIZE, 5, [0], []),
+    ]
+    with Session(settings, unet, units, [prompt("star")], encode) as session:
+        for seed, call in enumerate(calls):
+            recorded(session, unet, call, seed)
+    assert session.injected > 0
+    assert [note for note in session.notes if "tiles" not in note] == []
+
+
+def test_an_encoder_without_pieces_needs_a_named_word(unet, nets):
+    for word, said in (("", ["no automatic word with this text encoder: name one"]), ("star", [])):
+        settings = Settings(foreground_word=word, start_step=1, strict=True)
+        units = [Unit(net) for net in nets[:2]]
+        prompts = [prompt("red star", pieces=False)]
+        with Session(settings, unet, units, prompts, encode) as session:
+            for step in range(3):
+                recorded(session, unet, a_call(step), step)
+        assert session.notes == said
+        assert (session.injected > 0) == (word == "star")
+        assert session.error is None
+
+
+def test_the_start_layer_counts_the_background_units_layers(unet, nets):
+    """The foreground unit lacks the first of its four."""
+    smaller = tiny_unet(down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2)
+    small = tiny_controlnet(smaller, 5)
+    counts = []
+    for start_layer in range(5):
+        settings = Settings(mask_source="all", start_step=0, start_layer=start_layer)
+        with Session(settings, unet, [Unit(small), Unit(nets[1])]) as session:
+            session.begin_call(a_call())
+            for unit in session.units:
+                session.run(unit, lambda unit=unit: run_net(unit.module))
+            counts.append(session.injected)
+        assert ("beyond the last (3)" in session.summary()) == (start_layer > 3)
+    assert counts == [3, 3, 2, 1, 0]
 
 
 def test_close_may_be_repeated_and_stops_everything(unet, nets):

@@ -156,7 +156,7 @@ def injection_figure(work: Explanation, found: Watched) -> Image.Image:
     tokens = found.queries[1][position].shape[1]
     side = int(work.pipe.unet.config.sample_size)
     grid = token_grid((side, side), tokens)
-    mask = found.masks[max(found.masks)]
+    mask = found.masks[work.watch]
     if grid is None:
         raise ModelError(f"attention of {tokens} tokens does not fit the latents")
     inside = resize_mask(mask[None], grid)[0]

@@ -97,6 +97,12 @@ def parse(argv: list[str] | None = None) -> Options:
         parser.exit(2, "error: FLUX is guidance-distilled: it takes no --negative-prompt\n")
     if given.control_mode and given.family != "flux":
         parser.exit(2, "error: --control-mode is for --family flux\n")
+    modes = given.control_mode or []
+    nets = len(given.controlnet or ("foreground", "background"))
+    if len(modes) not in (0, nets):
+        values = ", ".join(map(str, modes))
+        allowed = f"{nets} values, one per ControlNet, or none"
+        parser.exit(2, f"error: --control-mode {values}: expected {allowed}\n")
     if given.steps is None:
         given.steps = STEPS[given.family]
     try:

@@ -4,11 +4,11 @@
         picture = pipe("a red star over a field", image=[outline, regions]).images[0]
     print(control.summary())
 
-The pipelines of Stable Diffusion 1.5, XL and FLUX with ControlNets, their img2img and inpaint
-siblings among them, call a few of their parts in a way that we can follow: `encode_prompt` once
-at the start, the model of several ControlNets once per step, the scheduler's `step` after it.
-Each of these gets an instance attribute in front of its own method while the `with` block lasts,
-and nothing else changes.
+The pipelines of Stable Diffusion 1.5, XL and FLUX with ControlNets, their siblings for img2img,
+inpainting and perturbed-attention guidance among them, call a few of their parts in a way that we
+can follow: `encode_prompt` once at the start, the model of several ControlNets once per step, the
+scheduler's `step` after it. Each of these gets an instance attribute in front of its own method
+while the `with` block lasts, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def cross_controlnet(
 
     Args:
         pipe: a `StableDiffusionControlNetPipeline`, `StableDiffusionXLControlNetPipeline`,
-            `StableDiffusionXLControlNetUnionPipeline` or `FluxControlNetPipeline`, or the img2img
-            or inpaint sibling of one, that was given a list of ControlNets.
+            `StableDiffusionXLControlNetUnionPipeline` or `FluxControlNetPipeline`, or the img2img,
+            inpaint or PAG sibling of one, that was given a list of ControlNets.
         settings: `Settings`, taken as they are; or a mapping for `Settings.from_dict`, in which
             what is missing takes the family's default (FLUX: delta 0.5, start step 3, the mask
             all ones; otherwise that of `Settings`). `enabled` is not asked, as the block itself

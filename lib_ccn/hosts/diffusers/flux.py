@@ -25,7 +25,7 @@ from ...joint_attention import (
     inject_joint_keys_values,
     joint_attention_layers,
 )
-from ...prompt import END_OF_WORD, Token, TokenizedPrompt, strip_weights
+from ...prompt import END_OF_WORD, Token, TokenizedPrompt, is_mark, strip_weights
 from ...session import Session
 from ...units import Call, Unit
 from .control import CrossControlNet, in_front, unit_name
@@ -40,6 +40,7 @@ _TORCH_ATTENTION = (
     "_native_math",
 )
 _BEGINS_WORD = "\u2581"  # what SentencePiece writes for a space
+_CONTRACTED = ("s", "t", "re", "ve", "m", "ll", "d")  # CLIP keeps the apostrophe before these
 
 
 def check_belonging(pipe: Any) -> None:
@@ -83,9 +84,7 @@ class FluxSession(Session):
         """Keys and values are recorded while the foreground unit's ControlNet runs."""
         with (
             _torch_attention(unit.layers),
-            capture_joint_keys_values(
-                unit.layers, self._store, self._image_tokens, self.settings.start_layer
-            ),
+            capture_joint_keys_values(self.partners(unit), self._store, self._image_tokens),
         ):
             yield
 
@@ -286,10 +285,16 @@ class FluxControl(CrossControlNet):
 
 
 def clip_piece(piece: str, following: Sequence[str]) -> str:
-    """A SentencePiece piece as CLIP would write it, where a word's end is marked, not its start."""
-    ends = not following or following[0].startswith(_BEGINS_WORD)
+    """A SentencePiece piece as CLIP would write it, where a word's end is marked, not its start.
+
+    A word also ends where punctuation or digits begin, and these where letters begin.
+    """
     bare = piece.removeprefix(_BEGINS_WORD)
-    return bare + END_OF_WORD if ends and bare else bare
+    after = following[0] if following else _BEGINS_WORD
+    if not bare or (bare == "'" and after in _CONTRACTED):
+        return bare
+    ends = after.startswith(_BEGINS_WORD) or is_mark(bare[-1]) != is_mark(after[0])
+    return bare + END_OF_WORD if ends else bare
 
 
 def _common_depth(depths: Sequence[int]) -> int:

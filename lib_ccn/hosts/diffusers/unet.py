@@ -62,8 +62,11 @@ class UNetControl(CrossControlNet):
         sample, text = arguments["sample"], arguments["encoder_hidden_states"]
         rows = len(sample)
         doubled = bool(self.pipe.do_classifier_free_guidance)
-        guess = bool(arguments.get("guess_mode"))
-        pictures = rows // 2 if doubled and not guess else rows
+        perturbed = bool(getattr(self.pipe, "do_perturbed_attention_guidance", False))
+        if doubled and arguments.get("guess_mode"):
+            pictures = rows
+        else:  # unconditional, conditional and, with PAG, perturbed rows, which are conditional too
+            pictures = rows // (1 + doubled + perturbed)
         prompts = self._take_pending(pictures, text.shape[1])
         if prompts is not None:
             self._start(prompts)
