@@ -1,4 +1,4 @@
-"""All benchmarks, or the named ones: `python3 run.py bench [fusion ...] [--quick] [--write]`.
+"""All benchmarks, or the named ones: `python3 run.py bench [fusion ...] [--quick | --write]`.
 
 `python3 run.py bench fidelity` is about the pictures, not the cost, and has options of its own.
 """
@@ -41,8 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 run.py bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(TITLES)} (default: all)")
     add_options(parser)
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write {RESULTS.name}; what was not run stays there"
+    )
     arguments = parser.parse_args()
+    if arguments.write and arguments.quick:
+        parser.error(f"--write: {RESULTS.name} is not for --quick")
     for name in arguments.names:
         if name not in TITLES:
             parser.error(f"names: {name!r} is not one of {', '.join(TITLES)}")
@@ -57,8 +61,21 @@ def main() -> None:
         )
         print(parts[name], f"\n({time.monotonic() - began:.0f} s)\n", flush=True)
     if arguments.write:
+        before = RESULTS.read_text("utf-8") if RESULTS.exists() else ""
+        parts = sections(before) | parts
         RESULTS.write_text("\n".join([HEAD, *(parts[n] for n in TITLES if n in parts)]), "utf-8")
         print(RESULTS)
+
+
+def sections(text: str) -> dict[str, str]:
+    """The benchmarks' parts of a written page, by name."""
+    names = {title: name for name, title in TITLES.items()}
+    parts = {}
+    for part in text.split("\n## ")[1:]:
+        title = part.partition("\n")[0]
+        if title in names:
+            parts[names[title]] = f"## {part.rstrip()}\n"
+    return parts
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The benchmarks run, and their tables say what was run. What they measure is not judged here."""
 
+import sys
+
 import pytest
 import torch
 
+from benchmarks import __main__ as bench
 from benchmarks import family, fusion, injection, mask, mask_study, step, timing
 from benchmarks.__main__ import TITLES
 from lib_ccn.fusion import MODES
@@ -23,6 +26,39 @@ def test_interleaved_calls_take_turns():
 
 def test_every_benchmark_has_its_title():
     assert set(TITLES) == {"fusion", "injection", "mask", "step", "family"}
+
+
+def test_what_was_not_run_stays_in_the_page(monkeypatch, tmp_path):
+    page = tmp_path / "R.md"
+    monkeypatch.setattr(bench, "RESULTS", page)
+    monkeypatch.setattr(bench.importlib, "import_module", lambda _: Stub)
+    for names, table in ((TITLES, "| old |"), (["mask"], "| new |"), (["mask"], "| new |")):
+        Stub.table = table
+        monkeypatch.setattr(sys, "argv", ["bench", *names, "--write"])
+        bench.main()
+    parts = bench.sections(page.read_text())
+    assert list(parts) == list(TITLES)
+    assert {name for name, part in parts.items() if "| new |" in part} == {"mask"}
+    assert page.read_text().count("| old |") == len(TITLES) - 1
+    assert page.read_text() == "\n".join([bench.HEAD, *parts.values()])
+    monkeypatch.setattr(sys, "argv", ["bench", "mask", "--write", "--quick"])
+    with pytest.raises(SystemExit) as stopped:
+        bench.main()
+    assert stopped.value.code == 2
+
+
+class Stub:
+    """A benchmark that costs nothing."""
+
+    table = ""
+
+    @staticmethod
+    def run(*_how):
+        return {"machine": "here", "dtype": "float32"}
+
+    @classmethod
+    def markdown(cls, _result):
+        return cls.table
 
 
 def test_fusion_table(monkeypatch):

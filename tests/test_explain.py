@@ -2,16 +2,26 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from lib_ccn.playground import explain
+from lib_ccn.playground import explain, explain_figures
 from lib_ccn.playground.__main__ import main
 from lib_ccn.playground.demo_model import BUNDLED
-from lib_ccn.playground.explain_figures import BOTH, UNIT_COLOURS, _central_token, winner_image
+from lib_ccn.playground.examples import bundled_examples
+from lib_ccn.playground.explain_figures import (
+    BOTH,
+    UNIT_COLOURS,
+    _central_token,
+    injection_figure,
+    winner_image,
+)
+from lib_ccn.playground.watch import Explanation, Watched
 from lib_ccn.playground.winners import AVERAGED
+from lib_ccn.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("docs/how-it-works.md", "docs/tutorial.md", "benchmarks/FIDELITY.md")
@@ -51,6 +61,27 @@ def test_the_central_token_is_the_deepest():
     inside = torch.zeros(6, 6, dtype=torch.bool)
     inside[1:6, 0:5] = True  # touches two edges of the picture, which count as outside
     assert _central_token(inside.flatten(), (6, 6)) == 3 * 6 + 2
+
+
+def test_keys_are_shown_with_the_mask_of_their_own_step(monkeypatch):
+    layer = SimpleNamespace(module=SimpleNamespace(heads=2))
+    monkeypatch.setattr(explain_figures, "self_attention_layers", lambda _net: [layer])
+    config = SimpleNamespace(sample_size=8)
+    pipe = SimpleNamespace(
+        controlnet=SimpleNamespace(nets=[None, None]), unet=SimpleNamespace(config=config)
+    )
+    work = Explanation(pipe, bundled_examples()[0], 20, 5, Settings())
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand(3, 64, 64, generator=generator)
+    keys = [{0: torch.randn(1, 64, 8, generator=generator)} for _ in range(4)]
+    early = torch.zeros(8, 8, dtype=torch.bool)
+    early[1:4, 1:4] = True
+
+    def figure(masks):
+        return injection_figure(work, Watched(picture, [], keys[:2], keys[2:], {}, masks))
+
+    assert figure({5: early, 19: ~early}) == figure({5: early})
+    assert figure({5: early}) != figure({5: ~early})
 
 
 def test_explain_has_its_defaults():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
 import math
 import sys
@@ -18,24 +20,26 @@ from random_run import save_random_run
 from benchmarks import __main__ as bench
 from benchmarks.fidelity import authors, command, layers, report, runner
 from benchmarks.fidelity.chart import ticks
-from benchmarks.fidelity.folder import PairsError, read_pairs
+from benchmarks.fidelity.folder import FolderPairs, PairsError, read_pairs
 from benchmarks.fidelity.methods import (
     CHANNEL,
     FULL,
     MAIN,
     SUM,
     TRUE_OBJECT,
+    WIDENED_OBJECT,
     Method,
     ablations,
     scaled_step,
 )
-from benchmarks.fidelity.models import is_xl, load
+from benchmarks.fidelity.models import is_xl, load, weights_digest
 from benchmarks.fidelity.naturalness import Naturalness
 from benchmarks.fidelity.pairs import CHUNK, COMPLEMENTARY, CONFLICT, DrawnPairs, Plan, split
 from benchmarks.fidelity.runner import Job, Sampling, Worker, is_done, jobs
 from benchmarks.fidelity.scorers import ScorerError, Scorers
 from benchmarks.fidelity.stats import difference, estimate
 from benchmarks.fidelity.store import Store, StoreError
+from lib_ccn.foreground import resize_mask, silhouette
 from lib_ccn.fusion import pix_fusion
 from lib_ccn.playground import metrics
 from lib_ccn.playground.demo_model import generate, save_pipeline_index
@@ -293,8 +297,41 @@ def test_the_true_object_is_the_mask_where_that_is_asked_for(worker):
     assert len(batch.seeds) > 1
     pictures, rows = worker.pictures(TRUE_OBJECT, batch, lambda _: None)
     assert pictures.shape == batch.conditions[0].shape
-    # On 64x64 tokens the mask is the object itself; it is kept at the picture's own size.
     assert all(row["mask"] == 1 for row in rows)
+
+
+def test_masks_of_every_source_are_judged_on_the_words_tokens(worker):
+    batch = worker.source.load(worker.source.plans(CONFLICT, 2, 24)[0])
+    truth = resize_mask(batch.object_mask, (16, 16))
+    found = {"all": torch.ones_like(truth)}
+    found["silhouette"] = resize_mask(silhouette(batch.conditions[0]), (16, 16))
+    for source, mask in found.items():
+        method = Method(source, source, {"inject": True, "mask_source": source})
+        rows = worker.pictures(method, batch, lambda _: None)[1]
+        expected = metrics.mask_iou(mask, truth).tolist()
+        assert [row["mask"] for row in rows] == pytest.approx(expected)
+        assert 0 < min(expected) < 1
+
+
+def test_a_token_is_as_large_as_the_picture_makes_it(worker):
+    batch = worker.source.load(worker.source.plans(CONFLICT, 1, 24)[0])
+    dot = torch.zeros(1, 64, 64, dtype=torch.bool)
+    dot[0, 32, 32] = True
+    for reduction, side in ((2, 9), (4, 17)):  # 4 or 8 pixels to every side
+        other = Worker(worker.pipe, worker.source, replace(QUICK, mask_reduction=reduction))
+        settings = other.settings(WIDENED_OBJECT, replace(batch, object_mask=dot))
+        with Image.open(io.BytesIO(base64.b64decode(settings.mask_image))) as image:
+            assert np.count_nonzero(np.array(image)) == side**2
+
+
+def test_rules_over_the_batch_see_one_picture_at_a_time(worker):
+    plan = next(p for p in worker.source.plans(CONFLICT, 12, 24) if len(p.numbers) > 1)
+    batch = worker.source.load(plan)
+    alone = list(runner._singles(batch))[1]
+    for rule in ("batch variance", "coupled authors"):
+        method = Method(rule, rule, rule=rule)
+        together = worker.pictures(method, batch, lambda _: None)[0]
+        assert torch.equal(together[1:2], worker.pictures(method, alone, lambda _: None)[0])
 
 
 def test_a_mask_is_grown_to_every_side():
@@ -368,6 +405,7 @@ def test_results_survive_a_broken_run_and_other_runs_are_refused(tmp_path):
     with pytest.raises(StoreError, match="steps was 2 and is 3"):
         Store(tmp_path, {"steps": 3})
     assert not Store(tmp_path, {"steps": 3}, fresh=True).rows
+    assert not Store(tmp_path, {"steps": 4}).rows  # a run without results stands in nobody's way
 
 
 def test_a_run_makes_every_row_and_a_second_one_nothing(worker, tmp_path, monkeypatch):
@@ -478,13 +516,70 @@ def test_a_model_and_pairs_of_ones_own(model, folder, tmp_path, capsys):
     assert 0 <= rows[CONFLICT, "full", "00001"]["mask"] <= 1
 
 
+def test_pairs_without_masks_and_references_are_enough(folder, tmp_path):
+    entries = json.loads((folder / "pairs.json").read_text())
+    entries.append({k: entries[0][k] for k in ("prompt", "word", "foreground", "background")})
+    (folder / "pairs.json").write_text(json.dumps(entries))
+    source = FolderPairs(folder, (64, 64), Scorers())
+    everything = jobs(source, 3, 3, ablations(10, 3, 2), 24)
+    made = {pair: set() for pair in ("00000", "00002")}
+    for job in everything:
+        for pair in set(job.plan.ids) & set(made):
+            made[pair].update(job.keys[:1])
+    assert made["00000"] - made["00002"] == {TRUE_OBJECT.key, WIDENED_OBJECT.key, "drawn"}
+
+    store = Store(tmp_path / "out", {})
+    for key in made["00002"]:
+        store.add(CONFLICT, key, {"00002": {"iou": 0.5}})
+    assert [
+        job for job in everything if job.plan.ids == ("00002",) and not is_done(job, store)
+    ] == []
+    text = report.markdown(store, source, MAIN, ablations(10, 3, 2), QUICK)
+    assert "| all ones |" in text
+    assert "true object" not in text
+
+
+def test_a_failed_start_does_not_stand_in_the_way_of_the_next(model, folder, tmp_path, capsys):
+    options = ["--pairs", str(folder), "--out", str(tmp_path / "out"), "--report"]
+    assert command.main(["--model", "./nowhere", *options]) == 1
+    assert "no model folder" in capsys.readouterr().err
+    assert command.main(["--model", str(model), *options]) == 0
+
+
+def test_a_run_is_told_by_what_its_rows_depend_on(folder, tmp_path):
+    def described(*options: str) -> dict[str, object]:
+        given = command.build_parser().parse_args([*options])
+        return command.description(given, command.sampling_of(given))
+
+    own = ("--model", "m", "--pairs", str(folder))
+    before = described(*own)
+    assert described(*own, "--batch", "3") == before
+    assert described(*own, "--dtype", "float32") != before  # float16 otherwise on a GPU
+    (folder / "pairs.json").write_text((folder / "pairs.json").read_text().replace("a ", "the "))
+    assert described(*own) != before
+    assert described()["weights"] == weights_digest()
+    (tmp_path / "unet").mkdir()
+    digests = set()
+    for content in (b"1", b"2"):
+        (tmp_path / "unet" / "w.safetensors").write_bytes(content)
+        digests.add(weights_digest(tmp_path))
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(("options", "scale"), [([], 3.0), (["--guidance-scale", "0"], 0.0)])
+def test_guidance_is_what_was_asked_for(options, scale):
+    assert command.sampling_of(command.build_parser().parse_args(options)).guidance_scale == scale
+
+
 @pytest.mark.parametrize(
     ("options", "status", "says"),
     [
         (["--model", "x"], 2, "--pairs"),
         (["--count", "0"], 2, "--count: 0"),
         (["--pairs", "nowhere", "--layers"], 2, "--layers"),
-        (["--model", "./nowhere", "--pairs", "."], 1, "no model folder"),
+        (["--model", "./nowhere", "--pairs", "."], 1, "pairs.json cannot be read"),
+        (["--write", "--quick"], 2, "--write"),
+        (["--write", "--model", "x", "--pairs", "."], 2, "--write"),
     ],
 )
 def test_what_cannot_be_is_refused(options, status, says, capsys, tmp_path):
@@ -564,12 +659,13 @@ def test_real_pictures_are_scored_by_the_models_that_are_named(judges, scenes):
         labels=seen,
         reference=picture,
     )
-    assert set(row) == {"clip", "iou", "regions", "mse", "ssim"}
+    assert set(row) == {"clip", "iou", "regions", "depth", "ssim"}
+    assert set(row) <= set(report.MEASURES)
     assert row["iou"] == 1
     assert row["ssim"] == pytest.approx(1)
     assert row["regions"] == pytest.approx(float((seen != 1).any()))
     assert -1 <= row["clip"] <= 1
-    assert 0 <= row["mse"] <= 1
+    assert 0 <= row["depth"] <= 1
 
 
 def test_what_is_not_asked_for_is_not_measured(scenes):
@@ -610,3 +706,11 @@ def test_an_sdxl_and_its_pairs(folder, tmp_path, capsys):
     nets = [f"--controlnet={place / name}" for name in ("controlnet", "controlnet_1")]
     assert command.main([*options, *nets, "--fresh", "--out", str(tmp_path / "out")]) == 0
     assert "Conflict pairs: 2" in capsys.readouterr().out
+    # What is for Stable Diffusion 1.5 alone is left out, or refused where it is asked for.
+    whole = [*options[:-1], *nets, "--out", str(tmp_path / "out")]
+    assert command.main([*whole, "--count", "1", "--ablated", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "Mask threshold" in said
+    assert "authors" not in said
+    assert command.main([*whole, "--coupled", "--report"]) == 1
+    assert "--coupled" in capsys.readouterr().err

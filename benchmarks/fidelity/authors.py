@@ -29,7 +29,8 @@ class Rule:
     Attributes:
         kernel: 3x3 weights, divided by their sum.
         variance: the channels' variance in place of their standard deviation.
-        over_batch: normalised by the sum over the whole batch, not over each sample's map.
+        over_batch: normalised by the sum over the whole batch, not over each sample's map; the
+            batch is one picture's two halves of guidance, so pictures are made one at a time.
         coupled: the two encoders exchange features while they run.
     """
 
@@ -144,16 +145,23 @@ def coupled_residuals(
     ]
 
 
+def supports(pipe: Any) -> bool:
+    """Whether the pipeline has two ControlNets of Stable Diffusion 1.5's kind."""
+    nets = list(getattr(pipe.controlnet, "nets", ()))
+    return len(nets) == 2 and all(net.config.addition_embed_type is None for net in nets)
+
+
 @contextmanager
 def fused_by(pipe: Any, rule: Rule, delta: float = 0.7) -> Iterator[None]:
     """Inside, the two ControlNets of `pipe` are fused by `rule`, ChannelFusion at the end.
 
-    Raises TypeError unless the pipeline has two ControlNets of Stable Diffusion 1.5's kind.
+    Raises TypeError unless it `supports` the pipeline.
     """
     multiple = pipe.controlnet
-    nets = list(getattr(multiple, "nets", ()))
-    if len(nets) != 2 or any(net.config.addition_embed_type is not None for net in nets):
+    if not supports(pipe):
         raise TypeError("the authors' variants need two ControlNets of Stable Diffusion 1.5's kind")
+
+    nets = list(multiple.nets)
 
     def forward(
         sample: Tensor,

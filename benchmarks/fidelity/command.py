@@ -24,9 +24,10 @@ from lib_ccn.playground.options import (
 from lib_ccn.settings import Settings
 
 from . import report
-from .folder import FolderPairs, PairsError
-from .methods import COUPLED, MAIN, Method, ablations
-from .models import load
+from .authors import supports
+from .folder import FolderPairs, PairsError, pairs_digest
+from .methods import COUPLED, MAIN, Ablation, Method, ablations
+from .models import load, weights_digest
 from .pairs import DrawnPairs, Source
 from .runner import Job, RunError, Sampling, Worker, is_done, jobs
 from .scorers import ScorerError, Scorers
@@ -134,6 +135,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--layers: needs the pictures of the drawn pairs, not --pairs")
     if given.model is not None and given.pairs is None:
         parser.error("--pairs: your own model needs a folder of its own pairs")
+    if given.write and (given.quick or given.model is not None or given.pairs is not None):
+        parser.error(
+            "--write: the page is about the bundled model's full set, not --quick, --model or "
+            "--pairs"
+        )
     for name in ("count", "steps", "batch", "processes"):
         value = getattr(given, name)
         if value is not None and value < 1:
@@ -145,33 +151,49 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def run(given: argparse.Namespace) -> int:
-    """What the options ask for."""
+def sampling_of(given: argparse.Namespace) -> Sampling:
+    """How the options want pictures to be made."""
     bundled = given.model is None
-    sampling = Sampling(
+    guidance = BUNDLED_GUIDANCE if bundled else GUIDANCE
+    return Sampling(
         steps=given.steps or (STEPS if bundled else REAL_STEPS),
-        guidance_scale=given.guidance_scale or (BUNDLED_GUIDANCE if bundled else GUIDANCE),
+        guidance_scale=guidance if given.guidance_scale is None else given.guidance_scale,
         mask_reduction=BUNDLED_MASK_REDUCTION if bundled else Settings().mask_reduction,
         bfloat16=given.dtype == "bfloat16"
         or (given.dtype is None and bundled and given.device == "cpu"),
     )
-    count = given.count or (QUICK_PAIRS if given.quick else FULL_PAIRS)
-    ablated = given.ablated if given.ablated is not None else (0 if given.quick else ABLATED)
-    folder = given.out or Path("runs/fidelity-quick" if given.quick else "runs/fidelity")
-    how = {
+
+
+def description(given: argparse.Namespace, sampling: Sampling) -> dict[str, Any]:
+    """What rows must have in common to belong to one run; no row depends on its batch.
+
+    Raises:
+        PairsError: the folder of pairs has no `pairs.json`.
+    """
+    return {
         "model": given.model or "the bundled demo model",
+        "weights": weights_digest() if given.model is None else None,
         "controlnets": given.controlnet,
+        "dtype": given.dtype,
         "pairs": None if given.pairs is None else str(given.pairs),
+        "pairs_sha256": None if given.pairs is None else pairs_digest(given.pairs),
         "scorers": [given.clip, given.segmenter, given.object_label, given.depth, given.niqe],
         **asdict(sampling),
     }
-    store = Store(folder, how, given.fresh)
+
+
+def run(given: argparse.Namespace) -> int:
+    """What the options ask for."""
+    sampling = sampling_of(given)
+    count = given.count or (QUICK_PAIRS if given.quick else FULL_PAIRS)
+    ablated = given.ablated if given.ablated is not None else (0 if given.quick else ABLATED)
+    folder = given.out or Path("runs/fidelity-quick" if given.quick else "runs/fidelity")
+    store = Store(folder, description(given, sampling), given.fresh)
     prepare = partial(_worker, given, sampling)
     worker = prepare()
-    layers = 1 + max(
-        (layer.layer for layer in self_attention_layers(worker.pipe.controlnet.nets[1])), default=0
-    )
-    variants = ablations(sampling.steps, layers, sampling.mask_reduction) if ablated else []
+    if given.coupled and not supports(worker.pipe):
+        raise RunError("--coupled: needs two ControlNets of Stable Diffusion 1.5's kind")
+    variants = _variants(worker) if ablated else []
     methods: list[Method] = [*MAIN, COUPLED] if given.coupled else list(MAIN)
     everything = jobs(worker.source, count, ablated, variants, given.batch, methods)
     if not given.report:
@@ -191,6 +213,16 @@ def run(given: argparse.Namespace) -> int:
         for path in report.write(text, store, worker.source, methods, variants):
             print(path)
     return 0
+
+
+def _variants(worker: Worker) -> list[Ablation]:
+    """The ablations that the worker's ControlNets allow."""
+    nets, sampling = worker.pipe.controlnet.nets, worker.sampling
+    layers = 1 + max((layer.layer for layer in self_attention_layers(nets[1])), default=0)
+    everything = ablations(sampling.steps, layers, sampling.mask_reduction)
+    if supports(worker.pipe):
+        return everything
+    return [a for a in everything if all(method.rule is None for _, method in a.methods)]
 
 
 def work(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .pairs import CASES, CONFLICT, Batch, Plan, split
+
+PAIRS = "pairs.json"
 
 
 class PairsError(Exception):
@@ -57,16 +60,26 @@ class FolderPairs:
         self.cases = tuple(c for c in CASES if any(p.case == c for p in self.pairs))
 
     def plans(self, case: str, count: int, size: int) -> list[Plan]:
-        """See `Source`; pairs of one word go together."""
+        """See `Source`; pairs of one word, all with a mask or reference or none, go together."""
         chosen = [n for n, pair in enumerate(self.pairs) if pair.case == case][:count]
-        members: dict[str, list[int]] = {}
+        members: dict[tuple[str, bool, bool], list[int]] = {}
         for number in chosen:
-            members.setdefault(self.pairs[number].word, []).append(number)
+            pair = self.pairs[number]
+            alike = (pair.word, pair.object_mask is None, pair.reference is None)
+            members.setdefault(alike, []).append(number)
         return [
             Plan(case, word, tuple(part))
-            for word, numbers in members.items()
+            for (word, *_), numbers in members.items()
             for part in split(numbers, size)
         ]
+
+    def has_objects(self, plan: Plan) -> bool:
+        """See `Source`."""
+        return all(self.pairs[number].object_mask is not None for number in plan.numbers)
+
+    def has_pictures(self, plan: Plan) -> bool:
+        """See `Source`."""
+        return all(self.pairs[number].reference is not None for number in plan.numbers)
 
     def load(self, plan: Plan) -> Batch:
         """See `Source`."""
@@ -138,17 +151,24 @@ class FolderPairs:
         return torch.from_numpy(np.array(fitted).astype(np.int64))
 
 
+def pairs_digest(folder: Path) -> str:
+    """SHA-256 of `folder/pairs.json`.
+
+    Raises:
+        PairsError: there is none.
+    """
+    return hashlib.sha256(_content(folder)).hexdigest()
+
+
 def read_pairs(folder: Path) -> list[FolderPair]:
     """The entries of `folder/pairs.json`.
 
     Raises:
         PairsError: there is none, or an entry has a field that is missing, unknown or wrong.
     """
-    path = folder / "pairs.json"
+    path = folder / PAIRS
     try:
-        entries = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise PairsError(f"{path} cannot be read: {error.strerror}") from error
+        entries = json.loads(_content(folder))
     except ValueError as error:
         raise PairsError(f"{path} is no JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
@@ -168,3 +188,11 @@ def read_pairs(folder: Path) -> list[FolderPair]:
             raise PairsError(f"{where}: case is {pair.case!r}; allowed: {', '.join(CASES)}")
         pairs.append(pair)
     return pairs
+
+
+def _content(folder: Path) -> bytes:
+    path = folder / PAIRS
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PairsError(f"{path} cannot be read: {error.strerror}") from error

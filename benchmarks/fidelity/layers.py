@@ -111,10 +111,10 @@ def _look(pipe: Any, batch: Batch, time: int, delta: float, sums: Any) -> None:
         injected = residuals(1)
 
     for position, entry in enumerate(layers[0]):
-        inside = on_tokens(first_store[position][0].shape[1], 0)
+        inside = on_tokens(first_store[entry.name][0].shape[1], 0)
         if inside is None or not inside.any():
             continue
-        (k1, v1), (k2, v2) = first_store[position], second_store[position]
+        (k1, v1), (k2, v2) = first_store[entry.name], second_store[entry.name]
         q1, q2 = queries[0][position], queries[1][position]
         heads = int(entry.module.heads)
         target = _masked_attention(q1, k1, v1, inside, heads)

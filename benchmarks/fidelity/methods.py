@@ -22,7 +22,7 @@ class Method:
         unit: the one ControlNet that is used alone.
         rule: one of `authors.RULES`, in place of the settings.
         true_mask: the mask is the pair's own object, one picture at a time.
-        widened: by how many pixels that object is grown.
+        widened: by how many tokens of the word's map that object is grown.
         weight: of both ControlNets.
     """
 
@@ -52,7 +52,7 @@ CHANNEL = Method("pix+channel", "+ ChannelFusion", {"fusion": "pix+channel"})
 SUM = Method("sum", "Plain sum", {"fusion": "sum"})
 TRUE_OBJECT = Method("full true object", "Full, true object", {"inject": True}, true_mask=True)
 WIDENED_OBJECT = Method(
-    "full wider object", "Full, wider object", {"inject": True}, true_mask=True, widened=4
+    "full wider object", "Full, wider object", {"inject": True}, true_mask=True, widened=1
 )
 # Weights scale the residuals, so for two units the sum at half weight is the mean.
 MEAN = Method("mean", "Mean (= sum at half weight)", {"fusion": "mean"})

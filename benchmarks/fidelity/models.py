@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lib_ccn.playground.demo_model import load_pipeline
+from lib_ccn.playground.demo_model import BUNDLED, load_pipeline
 from lib_ccn.playground.families import load_family
 
 
@@ -37,6 +38,15 @@ def load(
         for part in (pipe.unet, pipe.vae, *pipe.controlnet.nets):
             part.to(memory_format=torch.channels_last)
     return pipe
+
+
+def weights_digest(folder: Path = BUNDLED) -> str:
+    """SHA-256 of a model folder's weights, by the names of their files."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        name = path.relative_to(folder).as_posix()
+        found.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()
 
 
 def is_xl(model: str) -> bool:

@@ -76,6 +76,12 @@ class Source(Protocol):
     def plans(self, case: str, count: int, size: int) -> list[Plan]:
         """The first `count` pairs of a case, in batches of at most `size`."""
 
+    def has_objects(self, plan: Plan) -> bool:
+        """Whether it is known where the objects of the planned pairs should be."""
+
+    def has_pictures(self, plan: Plan) -> bool:
+        """Whether the planned pairs come with pictures for `ceilings`."""
+
     def load(self, plan: Plan) -> Batch:
         """The planned pairs."""
 
@@ -101,6 +107,14 @@ class DrawnPairs:
                 members = [first + n for n, shape in enumerate(shapes) if shape == word]
                 plans += [Plan(case, word, tuple(part)) for part in split(members, size)]
         return plans
+
+    def has_objects(self, plan: Plan) -> bool:
+        """See `Source`."""
+        return True
+
+    def has_pictures(self, plan: Plan) -> bool:
+        """See `Source`."""
+        return True
 
     def load(self, plan: Plan) -> Batch:
         """See `Source`."""

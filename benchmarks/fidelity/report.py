@@ -36,6 +36,7 @@ MEASURES = {
     "regions": Measure("regions right outside"),
     "mse": Measure("MSE outside", False, 4),
     "rim": Measure("MSE at the rim", False, 4),
+    "depth": Measure("depth MSE", False, 4),
     "colour": Measure("colour right"),
     "caption": Measure("caption right"),
     "clip": Measure("CLIP-score", digits=4),
@@ -46,8 +47,8 @@ MEASURES = {
 }
 # SSIM and the quality score are for pairs whose picture is known; the mask has its own ablation.
 SHOWN = {
-    CONFLICT: ("iou", "regions", "mse", "rim", "colour", "caption", "clip", "niqe"),
-    COMPLEMENTARY: ("iou", "regions", "mse", "caption", "clip", "ssim", "natural", "niqe"),
+    CONFLICT: ("iou", "regions", "mse", "rim", "depth", "colour", "caption", "clip", "niqe"),
+    COMPLEMENTARY: ("iou", "regions", "mse", "depth", "caption", "clip", "ssim", "natural", "niqe"),
 }
 ABLATED = ("iou", "regions", "rim", "mask")
 ORDER = ("sum", "max", "pix", "pix+channel", "full")
@@ -269,7 +270,7 @@ def _ablation_table(results: Results, ablation: Ablation, case: str) -> list[str
         "| | " + " | ".join(MEASURES[m].title for m in measures) + f" | IoU less that of {name} |",
         "|---" * (len(measures) + 2) + "|",
     ]
-    for value, method in ablation.methods:
+    for value, method in rows:
         cells = [_cell(results.of(case, method, m, pairs)[1], m, interval=False) for m in measures]
         own, other = (results.of(case, m, "iou", pairs)[0] for m in (method, base))
         cells.append("" if method == base else _difference(difference(own, other), "iou"))

@@ -72,6 +72,7 @@ def jobs(
     """Every job: the first `ablated` pairs under everything, then the others' main rows.
 
     Main rows of the first pairs come first, so that a run that is broken off has whole tables.
+    What needs a mask or a picture that the pairs come without is left out.
     """
     early: list[Job] = []
     later: list[Job] = []
@@ -80,11 +81,11 @@ def jobs(
         own = [m for m in methods if not _is_shared(source, case, m)]
         for plan in source.plans(case, pairs, batch):
             where = early if plan.numbers[0] < ablated else later
-            where += [Job(plan, method) for method in (None, *own)]
+            where += [Job(plan, m) for m in (None, *own) if _is_possible(source, plan, m)]
         for plan in source.plans(case, min(ablated, pairs), batch):
             for ablation in ablations:
                 for _, method in ablation.methods if case in ablation.cases else ():
-                    if method not in methods:
+                    if method not in methods and _is_possible(source, plan, method):
                         extra.setdefault((method.key, plan.ids[0] + case), Job(plan, method))
     later.sort(key=lambda job: job.plan.numbers[0])
     return [*early, *extra.values(), *later]
@@ -95,8 +96,15 @@ def _is_shared(source: Source, case: str, method: Method) -> bool:
     return source.shared_foreground and case == COMPLEMENTARY and method.unit == 0
 
 
+def _is_possible(source: Source, plan: Plan, method: Method | None) -> bool:
+    """Whether the pairs come with what the method, or a ceiling, is made from."""
+    if method is None:
+        return source.has_pictures(plan)
+    return not method.true_mask or source.has_objects(plan)
+
+
 def is_done(job: Job, store: Store) -> bool:
-    """Whether every row of the job is in the store; ceilings that a source lacks count as done."""
+    """Whether every row of the job is in the store; of the ceilings, the first that all have."""
     keys = job.keys[:1]
     return all((job.plan.case, key, pair) in store.rows for key in keys for pair in job.plan.ids)
 
@@ -106,6 +114,11 @@ class Worker:
 
     def __init__(self, pipe: Any, source: Source, sampling: Sampling) -> None:
         self.pipe, self.source, self.sampling = pipe, source, sampling
+
+    @property
+    def token_side(self) -> int:
+        """The pixels along one token of the map that a word's mask is read from."""
+        return int(self.pipe.vae_scale_factor) * self.sampling.mask_reduction
 
     def run(self, job: Job, on_step: Callable[[int], Any] = lambda _: None) -> dict[str, list[Row]]:
         """The rows of a job by their method's key, one per pair."""
@@ -131,9 +144,11 @@ class Worker:
                 {} for _ in batch.seeds
             ]
         if method.rule is not None:
-            with fused_by(self.pipe, RULES[method.rule]):
-                made = self._generate(self.pipe, batch, batch.conditions, on_step)
-            return made, [{} for _ in batch.seeds]
+            rule = RULES[method.rule]
+            parts = _singles(batch) if rule.over_batch else [batch]
+            with fused_by(self.pipe, rule):
+                made = [self._generate(self.pipe, p, p.conditions, on_step) for p in parts]
+            return torch.cat(made), [{} for _ in batch.seeds]
         if method.true_mask:
             single = [self._method(method, part, on_step) for part in _singles(batch)]
             return torch.cat([p for p, _ in single]), [row for _, rows in single for row in rows]
@@ -146,7 +161,7 @@ class Worker:
         if method.true_mask:
             if batch.object_mask is None:
                 raise RunError(f"pair {batch.plan.ids[0]} has no object_mask for {method.title!r}")
-            mask = widened(batch.object_mask, method.widened)[0]
+            mask = widened(batch.object_mask, method.widened * self.token_side)[0]
             values |= {"mask_source": "image", "mask_image": _png(mask)}
         return Settings.from_dict(values)
 
@@ -163,9 +178,11 @@ class Worker:
         mask = session.mask if control.settings.inject else None
         if mask is None or batch.object_mask is None:
             return made, [{} for _ in batch.seeds]
-        mask = mask.expand(len(made), -1, -1)
-        truth = resize_mask(batch.object_mask, (mask.shape[-2], mask.shape[-1]))
-        return made, [{"mask": v} for v in mask_iou(mask.flatten(1).cpu(), truth).tolist()]
+        # Sources differ in size; on the tokens of the word's map their rows can be compared.
+        grid = (-(-made.shape[-2] // self.token_side), -(-made.shape[-1] // self.token_side))
+        found = resize_mask(mask.expand(len(made), -1, -1).cpu(), grid)
+        truth = resize_mask(batch.object_mask, grid)
+        return made, [{"mask": v} for v in mask_iou(found, truth).tolist()]
 
     def _generate(
         self, pipe: Any, batch: Batch, conditions: Any, on_step: Callable[[int], Any]

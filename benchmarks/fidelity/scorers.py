@@ -100,7 +100,7 @@ class Scorers:
                 right = ((seen == labels) & judged).sum() / judged.sum().clamp_min(1)
                 row["regions"] = float(right)
         if self.depth is not None:
-            row["mse"] = self._depth_error(picture, background)
+            row["depth"] = self._depth_error(picture, background)
         if self.niqe is not None:
             row["niqe"] = float(self.niqe(picture[None].to(self.device)))
         if reference is not None:

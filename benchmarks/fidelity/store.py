@@ -24,7 +24,7 @@ class Store:
         fresh: what is there already is thrown away.
 
     Raises:
-        StoreError: the folder's results were made otherwise.
+        StoreError: the folder has results, and they were made otherwise.
     """
 
     def __init__(self, folder: Path, how: dict[str, Any], fresh: bool = False) -> None:
@@ -35,7 +35,7 @@ class Store:
         if fresh:
             self.results.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
-        if note.exists():
+        if note.exists() and self.results.exists() and self.results.stat().st_size:
             before = json.loads(note.read_text("utf-8"))
             other = [k for k in {*before, *how} if before.get(k) != how.get(k)]
             if other:
