@@ -82,6 +82,8 @@ CONFIG = {
     "show_progress_every_n_steps": -1,
     "live_previews_enable": False,
     "disable_all_extensions": "none",
+    # AUTOMATIC1111 restores what a request overrides only where it is in this file.
+    "batch_cond_uncond": True,
 }
 START_SECONDS = 300
 
