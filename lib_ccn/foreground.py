@@ -45,6 +45,10 @@ class CrossAttentionRecorder:
 
     Calls of one step are averaged. A call whose maps have another shape (other rows, another text
     length, another latent size) starts the average anew: the latest shape wins.
+
+    Attributes:
+        tokens: how many image tokens the layers had that were asked so far, to say which maps
+            there are where none has the grid's.
     """
 
     def __init__(self, unet: nn.Module, reduction: int = 4) -> None:
@@ -55,6 +59,7 @@ class CrossAttentionRecorder:
         ]
         self.reduction = reduction
         self.error: Exception | None = None
+        self.tokens: set[int] = set()
         self._handles: list[RemovableHandle] = []
         self._grid: tuple[int, int] | None = None
         self._rows: Tensor | slice = slice(0)
@@ -103,7 +108,7 @@ class CrossAttentionRecorder:
         elif len(rows):
             self._rows = torch.as_tensor(rows)
             self._batch = int(self._rows.max()) + 1
-        self._grid = (-(-latent_size[0] // self.reduction), -(-latent_size[1] // self.reduction))
+        self._grid = reduced_grid(latent_size, self.reduction)
 
     def pause(self) -> None:
         """Record nothing until the next `begin_call`; what was recorded stays."""
@@ -118,6 +123,7 @@ class CrossAttentionRecorder:
     def _on_query(self, layer: nn.Module, _to_q: nn.Module, _args: Any, query: Any) -> None:
         grid = self._grid
         if grid is not None and getattr(query, "ndim", 0) == 3:
+            self.tokens.add(query.shape[1])
             self._pending = (layer, query) if query.shape[1] == grid[0] * grid[1] else None
 
     def _on_key(self, layer: nn.Module, _to_k: nn.Module, _args: Any, key: Any) -> None:
@@ -198,6 +204,11 @@ def resize_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     area = F.adaptive_avg_pool2d(mask[:, None].float(), grid)
     return (area >= 0.5).flatten(1)
+
+
+def reduced_grid(size: tuple[int, int], reduction: int) -> tuple[int, int]:
+    """The grid (h, w) of a `size` divided by `reduction`, rounded up."""
+    return -(-size[0] // reduction), -(-size[1] // reduction)
 
 
 def token_grid(latent_size: tuple[int, int], tokens: int) -> tuple[int, int] | None:

@@ -8,31 +8,24 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .foreground import CrossAttentionRecorder, best_word, cut_map, scaled_map, word_map
+from .foreground import (
+    CrossAttentionRecorder,
+    best_word,
+    cut_map,
+    reduced_grid,
+    scaled_map,
+    word_map,
+)
 from .fusion import smoothed_deviation
 from .prompt import TokenizedPrompt, Word, clean_word, find_word, why_missing, words
 from .settings import Settings, fields
 from .units import Call
 
 log = logging.getLogger(__name__)
-
-
-class _Recorder(CrossAttentionRecorder):
-    """Also keeps how many image tokens the layers have, to say which maps there are."""
-
-    def __init__(self, unet: nn.Module, reduction: int) -> None:
-        super().__init__(unet, reduction)
-        self.tokens: set[int] = set()
-
-    def _on_query(self, layer: nn.Module, to_q: nn.Module, args: Any, query: Any) -> None:
-        super()._on_query(layer, to_q, args, query)
-        if self._grid is not None and getattr(query, "ndim", 0) == 3:
-            self.tokens.add(query.shape[1])
 
 
 class WordMask:
@@ -60,7 +53,7 @@ class WordMask:
         note: Callable[[str], None],
     ) -> None:
         self.settings = settings
-        self.recorder: CrossAttentionRecorder = _Recorder(unet, settings.mask_reduction)
+        self.recorder = CrossAttentionRecorder(unet, settings.mask_reduction)
         self.prompts = list(prompts)
         self.encode = encode
         self.note = note
@@ -110,7 +103,7 @@ class WordMask:
 
     def begin_call(self, call: Call, due: bool = True) -> None:
         """Read the coming UNet call for its conditional rows, if it is `due` and has some."""
-        self._grid = _reduced(call.latent_size, self.recorder.reduction)
+        self._grid = reduced_grid(call.latent_size, self.recorder.reduction)
         if due and (self._unread is None or call.conditional):
             self._unread = call
         if not due or not call.conditional:
@@ -192,9 +185,10 @@ class WordMask:
         """Why nothing was recorded in a step whose last call this was."""
         if not call.conditional:
             return "no mask: which rows of the UNet's batch the prompt belongs to is not known"
-        name, seen = "mask_reduction", getattr(self.recorder, "tokens", ())
+        name = "mask_reduction"
         allowed = range(int(fields()[name].minimum), int(fields()[name].maximum) + 1)
-        fits = [str(n) for n in allowed if math.prod(_reduced(call.latent_size, n)) in seen]
+        grids = {n: reduced_grid(call.latent_size, n) for n in allowed}
+        fits = [str(n) for n, grid in grids.items() if math.prod(grid) in self.recorder.tokens]
         hint = f", but of / {', '.join(fits)} ({name})" if fits else ""
         reduction = self.recorder.reduction
         return f"no mask: no cross-attention maps of the latent's size / {reduction}{hint}"
@@ -255,7 +249,3 @@ class WordMask:
                 best[1],
             )
         return best[0]
-
-
-def _reduced(latent_size: tuple[int, int], reduction: int) -> tuple[int, int]:
-    return -(-latent_size[0] // reduction), -(-latent_size[1] // reduction)

@@ -102,7 +102,7 @@ def _look(pipe: Any, batch: Batch, time: int, delta: float, sums: Any) -> None:
 
     first_store: KeyValueStore = {}
     second_store: KeyValueStore = {}
-    queries: list[dict[int, Tensor]] = [{}, {}]
+    queries: list[dict[str, Tensor]] = [{}, {}]
     with _queries(layers[0], queries[0]), capture_keys_values(layers[0], first_store):
         first = residuals(0)
     with _queries(layers[1], queries[1]), capture_keys_values(layers[1], second_store):
@@ -110,12 +110,12 @@ def _look(pipe: Any, batch: Batch, time: int, delta: float, sums: Any) -> None:
     with inject_keys_values(layers[1], first_store, on_tokens):
         injected = residuals(1)
 
-    for position, entry in enumerate(layers[0]):
+    for entry in layers[0]:
         inside = on_tokens(first_store[entry.name][0].shape[1], 0)
         if inside is None or not inside.any():
             continue
         (k1, v1), (k2, v2) = first_store[entry.name], second_store[entry.name]
-        q1, q2 = queries[0][position], queries[1][position]
+        q1, q2 = queries[0][entry.name], queries[1][entry.name]
         heads = int(entry.module.heads)
         target = _masked_attention(q1, k1, v1, inside, heads)
         sums["keys"][entry.layer].append(_cosine(k1, k2, inside))
@@ -158,14 +158,14 @@ def noisy_inputs(pipe: Any, batch: Batch, time: int) -> dict[str, Tensor]:
 class _queries:  # noqa: N801 - reads as the context managers beside it
     """Keeps the queries of the layers while a ControlNet runs."""
 
-    def __init__(self, layers: Any, kept: dict[int, Tensor]) -> None:
+    def __init__(self, layers: Any, kept: dict[str, Tensor]) -> None:
         self.layers, self.kept, self.handles = layers, kept, []
 
     def __enter__(self) -> None:
-        for position, layer in enumerate(self.layers):
+        for layer in self.layers:
 
-            def keep(_m: Any, _a: Any, out: Tensor, position: int = position) -> None:
-                self.kept[position] = out
+            def keep(_m: Any, _a: Any, out: Tensor, name: str = layer.name) -> None:
+                self.kept[name] = out
 
             self.handles.append(layer.module.to_q.register_forward_hook(keep))
 

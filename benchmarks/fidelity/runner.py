@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib_ccn.foreground import resize_mask
+from lib_ccn.foreground import reduced_grid, resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.playground.demo_model import generate
 from lib_ccn.playground.metrics import mask_iou, widened
@@ -105,8 +105,7 @@ def _is_possible(source: Source, plan: Plan, method: Method | None) -> bool:
 
 def is_done(job: Job, store: Store) -> bool:
     """Whether every row of the job is in the store; of the ceilings, the first that all have."""
-    keys = job.keys[:1]
-    return all((job.plan.case, key, pair) in store.rows for key in keys for pair in job.plan.ids)
+    return all((job.plan.case, job.keys[0], pair) in store.rows for pair in job.plan.ids)
 
 
 class Worker:
@@ -179,7 +178,7 @@ class Worker:
         if mask is None or batch.object_mask is None:
             return made, [{} for _ in batch.seeds]
         # Sources differ in size; on the tokens of the word's map their rows can be compared.
-        grid = (-(-made.shape[-2] // self.token_side), -(-made.shape[-1] // self.token_side))
+        grid = reduced_grid((made.shape[-2], made.shape[-1]), self.token_side)
         found = resize_mask(mask.expand(len(made), -1, -1).cpu(), grid)
         truth = resize_mask(batch.object_mask, grid)
         return made, [{"mask": v} for v in mask_iou(found, truth).tolist()]
