@@ -165,6 +165,7 @@ def test_paste_from_png_info(page, made, tmp_path, tab):
     page.click(f"#tab_pnginfo #{tab}_tab")
     until(lambda: page.setting(tab, "enabled"), "a pasted setting")
     until(lambda: settings(page, tab) == SHOWN, f"{SHOWN}, but {settings(page, tab)}")
+    assert page.setting(tab, "enabled") is True
 
 
 def test_picture_without_the_method_switches_it_off(page, made, first):
@@ -197,6 +198,7 @@ def test_preset_saved_loaded_and_deleted(page, host, made):
 
 def test_mask_editor_shows_for_an_image_only(page):
     page.reveal(f"{PLACE}_mask_source")
+    assert not page.one(f"{PLACE}_mask_image").is_displayed()
     page.choose(f"{PLACE}_mask_source", "image")
     until(lambda: page.one(f"{PLACE}_mask_image").is_displayed(), "a mask editor")
     page.choose(f"{PLACE}_mask_source", "word")

@@ -1,0 +1,164 @@
+"""The prompts of a host: sub-prompts, schedules, tokens."""
+
+import sys
+import types
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lib_ccn.hosts.prompts import PromptBook, Tokenizer, prompt_book
+
+from .stand_ins import conditioning, embedding
+
+VOCABULARY = ["<bos>", "<eos>"]
+
+
+class Engine:
+    """A text encoder that makes a token of every word, 6 to a chunk."""
+
+    chunk_length = 6
+    id_start, id_end = 0, 1
+
+    def tokenize(self, texts):
+        return [[self.number(word) for word in text.replace(",", " ").split()] for text in texts]
+
+    def number(self, word):
+        if word not in VOCABULARY:
+            VOCABULARY.append(word)
+        return VOCABULARY.index(word)
+
+    def tokenize_line(self, line):
+        ids = self.tokenize([line])[0]
+        parts = [ids[i : i + 6] for i in range(0, len(ids), 6)] or [[]]
+        padded = [[0, *part, *[1] * (7 - len(part))] for part in parts]
+        return [SimpleNamespace(tokens=tokens) for tokens in padded], len(ids)
+
+
+def schedules_of(text):
+    """`a [b|c]` stands for `a b`, then `a c`."""
+    head, bracket, tail = text.partition("[")
+    return [head + option for option in tail.rstrip("]").split("|")] if bracket else [text]
+
+
+def book(texts, cond, word=""):
+    return PromptBook(
+        texts, cond, Tokenizer(Engine()), word, lambda text: text.split(" AND "), schedules_of
+    )
+
+
+def positions(prompt, word):
+    number = Engine().number(word)
+    return [token.position for token in prompt.tokens if token.id == number]
+
+
+class TestPromptBook:
+    def test_words_stand_where_the_host_puts_them(self):
+        (entry,) = book(["a red star over the wide sea"], conditioning([[(10, 1)]])).in_force(0)
+        assert entry[0] == 0
+        assert positions(entry[1], "star") == [3]
+        assert positions(entry[1], "sea") == [8 + 1], "the second chunk has its own beginning"
+
+    def test_prompt_editing_follows_the_step(self):
+        prompts = book(["a [star|moon]"], conditioning([[(4, 1), (10, 2)]]))
+        for step, word, other in ((0, "star", "moon"), (4, "star", "moon"), (5, "moon", "star")):
+            ((_, prompt),) = prompts.in_force(step)
+            assert positions(prompt, word)
+            assert not positions(prompt, other)
+
+    def test_the_sub_prompt_with_the_word_is_taken(self):
+        cond = conditioning([[(10, 1)], [(10, 2)]], [[(10, 1)], [(10, 2)]])
+        texts = ["a sea AND a star", "a star AND a sea"]
+        chosen = [part for part, _ in book(texts, cond, "star").in_force(0)]
+        assert chosen == [1, 0]
+        assert [part for part, _ in book(texts, cond, "ship").in_force(0)] == [0, 0]
+        assert book(texts, cond, "star").missing_word() is None
+        assert book(texts, cond, "").missing_word() is None
+        assert "'ship' is not in the prompt" in book(texts, cond, "ship").missing_word()
+
+    def test_sub_prompts_are_told_apart_by_their_embeddings(self):
+        prompts = book(["a sea AND a star"], conditioning([[(10, 1)], [(10, 2)]]))
+        context = torch.stack([embedding(2), embedding(9), embedding(1)])
+        assert prompts.parts_of(context, [0, 2], 0) == [1, 0]
+        half = context.half()
+        assert prompts.parts_of(half, [0, 2], 0) == [1, 0]
+
+    def test_an_unforeseen_split_costs_nothing(self):
+        cond = conditioning([[(10, 1)], [(10, 2)], [(10, 3)]])
+        ((part, prompt),) = book(["a sea AND a star"], cond, "star").in_force(0)
+        assert part == 0
+        assert positions(prompt, "star")
+
+
+class SharedEngine(Engine):
+    """As the WebUIs' class for OpenCLIP, whose module has the tokenizer."""
+
+
+class TestTokenizer:
+    def test_pieces_come_from_the_engines_module_where_it_has_none(self, monkeypatch):
+        engine = SharedEngine()
+        number = engine.number("sea")
+        assert Tokenizer(engine).layout("sea").tokens[0].piece is None
+        module = types.ModuleType("sd_hijack_open_clip")
+        module.tokenizer = SimpleNamespace(decoder={number: "sea</w>"})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(SharedEngine, "__module__", module.__name__)
+        assert Tokenizer(engine).layout("sea").tokens[0].piece == "sea</w>"
+
+
+@pytest.fixture
+def prompt_parser(monkeypatch):
+    """The WebUIs' parser as far as it is asked, which also records how."""
+
+    def get_multicond_prompt_list(prompts):
+        indexes, flat = [], []
+        for prompt in prompts:
+            parts = [part.strip() for part in prompt.split("AND")]
+            flat += [part for part in dict.fromkeys(parts) if part not in flat]
+            indexes.append([(flat.index(part), 1.0) for part in parts])
+        return indexes, flat, {}
+
+    def get_learned_conditioning_prompt_schedules(prompts, steps, hires_steps=None, old=False):
+        asked.append((steps, hires_steps))
+        last = hires_steps or steps
+        return [[[step, prompt] for step in range(1, last + 1)] for prompt in prompts]
+
+    asked = []
+    second_order = {"Heun": True, "Euler": False}
+    modules = types.ModuleType("modules")
+    modules.prompt_parser = SimpleNamespace(
+        get_multicond_prompt_list=get_multicond_prompt_list,
+        get_learned_conditioning_prompt_schedules=get_learned_conditioning_prompt_schedules,
+        asked=asked,
+    )
+    modules.shared = SimpleNamespace(opts=SimpleNamespace())
+    modules.sd_samplers = SimpleNamespace(
+        find_sampler_config=lambda name: SimpleNamespace(
+            total_steps=lambda steps: steps * (2 if second_order[name] else 1)
+        )
+    )
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    return modules.prompt_parser
+
+
+class TestPromptsOfTheHost:
+    def test_a_repeated_sub_prompt_counts_each_time(self, prompt_parser):
+        p = SimpleNamespace(prompts=["a cat AND a dog AND a cat"], steps=1)
+        cond = conditioning([[(1, 1)], [(1, 2)], [(1, 1)]])
+        found = prompt_book(p, cond, False, Tokenizer(Engine()), "dog")
+        ((part, prompt),) = found.in_force(0)
+        assert part == 1
+        assert positions(prompt, "dog")
+        assert not positions(prompt, "cat"), "the sub-prompt, and not the whole text"
+
+    @pytest.mark.parametrize(
+        ("sampler", "hires_sampler", "asked"),
+        [("Euler", None, 3), ("Heun", None, 6), ("Euler", "Heun", 6), ("Heun", "Euler", 3)],
+    )
+    def test_hires_steps_are_counted_as_the_host_does(
+        self, prompt_parser, sampler, hires_sampler, asked
+    ):
+        p = SimpleNamespace(hr_prompts=["a sea"], steps=4, firstpass_steps=8)
+        p.sampler_name, p.hr_sampler_name, p.hr_second_pass_steps = sampler, hires_sampler, 3
+        prompt_book(p, conditioning([[(3, 1)]]), True, Tokenizer(Engine()), "")
+        assert prompt_parser.asked == [(8, asked)]

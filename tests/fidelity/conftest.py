@@ -1,0 +1,67 @@
+"""A random model, its worker, drawn scenes and a folder of pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from random_run import save_random_run
+
+from benchmarks.fidelity.models import load
+from benchmarks.fidelity.pairs import DrawnPairs
+from benchmarks.fidelity.runner import Worker
+from lib_ccn.playground.demo_model import save_pipeline_index
+from lib_ccn.playground.scenes import draw
+
+from . import QUICK
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    folder = save_random_run(tmp_path_factory.mktemp("random") / "model")
+    save_pipeline_index(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def worker(model) -> Worker:
+    return Worker(load(str(model), None, "cpu", None), DrawnPairs(), QUICK)
+
+
+@pytest.fixture(scope="session")
+def scenes():
+    return draw(8, torch.Generator().manual_seed(11), object_free=0)
+
+
+@pytest.fixture
+def folder(tmp_path, scenes) -> Path:
+    place = tmp_path / "pairs"
+    place.mkdir()
+    entries = []
+    for n in range(2):
+        for name, image in (
+            ("fg", scenes.outline[n]),
+            ("bg", scenes.landscape_map[n]),
+            ("ref", scenes.picture[n]),
+            ("mask", scenes.object_mask[n].float().expand(3, -1, -1)),
+        ):
+            pixels = (image * 255).byte().movedim(0, -1).numpy()
+            Image.fromarray(np.ascontiguousarray(pixels)).save(place / f"{n}-{name}.png")
+        Image.fromarray(scenes.regions[n].byte().numpy()).save(place / f"{n}-labels.png")
+        entries.append(
+            {
+                "prompt": scenes.captions[n],
+                "word": scenes.shape[n],
+                "foreground": f"{n}-fg.png",
+                "background": f"{n}-bg.png",
+                "reference": f"{n}-ref.png",
+                "object_mask": f"{n}-mask.png",
+                "labels": f"{n}-labels.png",
+            }
+        )
+    (place / "pairs.json").write_text(json.dumps(entries))
+    return place

@@ -1,0 +1,144 @@
+"""The command, with pairs and models of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks.fidelity import command, report
+from benchmarks.fidelity.folder import FolderPairs
+from benchmarks.fidelity.methods import (
+    MAIN,
+    TRUE_OBJECT,
+    WIDENED_OBJECT,
+    ablations,
+)
+from benchmarks.fidelity.models import is_xl, weights_digest
+from benchmarks.fidelity.pairs import CONFLICT
+from benchmarks.fidelity.runner import is_done, jobs
+from benchmarks.fidelity.scorers import Scorers
+from benchmarks.fidelity.store import Store
+from lib_ccn.playground.random_models import random_sdxl
+
+from . import QUICK
+
+
+def test_a_model_and_pairs_of_ones_own(model, folder, tmp_path, capsys):
+    options = ["--model", str(model), "--pairs", str(folder), "--steps", "2", "--quick"]
+    assert command.main([*options, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "Conflict pairs: 2" in said
+    assert "Complementary" not in said
+    assert "SSIM" not in said  # that is for complementary pairs
+    rows = Store(tmp_path / "out", json.loads((tmp_path / "out" / "run.json").read_text())).rows
+    assert (CONFLICT, "full", "00001") in rows
+    assert 0 <= rows[CONFLICT, "full", "00001"]["mask"] <= 1
+
+
+def test_pairs_without_masks_and_references_are_enough(folder, tmp_path):
+    entries = json.loads((folder / "pairs.json").read_text())
+    entries.append({k: entries[0][k] for k in ("prompt", "word", "foreground", "background")})
+    (folder / "pairs.json").write_text(json.dumps(entries))
+    source = FolderPairs(folder, (64, 64), Scorers())
+    everything = jobs(source, 3, 3, ablations(10, 3, 2), 24)
+    made = {pair: set() for pair in ("00000", "00002")}
+    for job in everything:
+        for pair in set(job.plan.ids) & set(made):
+            made[pair].update(job.keys[:1])
+    assert made["00000"] - made["00002"] == {TRUE_OBJECT.key, WIDENED_OBJECT.key, "drawn"}
+
+    store = Store(tmp_path / "out", {})
+    for key in made["00002"]:
+        store.add(CONFLICT, key, {"00002": {"iou": 0.5}})
+    assert [
+        job for job in everything if job.plan.ids == ("00002",) and not is_done(job, store)
+    ] == []
+    text = report.markdown(store, source, MAIN, ablations(10, 3, 2), QUICK)
+    assert "| all ones |" in text
+    assert "true object" not in text
+
+
+def test_a_failed_start_does_not_stand_in_the_way_of_the_next(model, folder, tmp_path, capsys):
+    options = ["--pairs", str(folder), "--out", str(tmp_path / "out"), "--report"]
+    assert command.main(["--model", "./nowhere", *options]) == 1
+    assert "no model folder" in capsys.readouterr().err
+    assert command.main(["--model", str(model), *options]) == 0
+
+
+def test_a_run_is_told_by_what_its_rows_depend_on(folder, tmp_path):
+    def described(*options: str) -> dict[str, object]:
+        given = command.build_parser().parse_args([*options])
+        return command.description(given, command.sampling_of(given))
+
+    own = ("--model", "m", "--pairs", str(folder))
+    before = described(*own)
+    assert described(*own, "--batch", "3") == before
+    assert described(*own, "--dtype", "float32") != before  # float16 otherwise on a GPU
+    (folder / "pairs.json").write_text((folder / "pairs.json").read_text().replace("a ", "the "))
+    assert described(*own) != before
+    assert described()["weights"] == weights_digest()
+    (tmp_path / "unet").mkdir()
+    digests = set()
+    for content in (b"1", b"2"):
+        (tmp_path / "unet" / "w.safetensors").write_bytes(content)
+        digests.add(weights_digest(tmp_path))
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(("options", "scale"), [([], 3.0), (["--guidance-scale", "0"], 0.0)])
+def test_guidance_is_what_was_asked_for(options, scale):
+    assert command.sampling_of(command.build_parser().parse_args(options)).guidance_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        (["--model", "x"], 2, "--pairs"),
+        (["--count", "0"], 2, "--count: 0"),
+        (["--pairs", "nowhere", "--layers"], 2, "--layers"),
+        (["--model", "./nowhere", "--pairs", "."], 1, "pairs.json cannot be read"),
+        (["--write", "--quick"], 2, "--write"),
+        (["--write", "--model", "x", "--pairs", "."], 2, "--write"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, status, says, capsys, tmp_path):
+    try:
+        found = command.main([*options, "--out", str(tmp_path)])
+    except SystemExit as stopped:
+        found = stopped.code
+    assert found == status
+    assert says in capsys.readouterr().err
+
+
+def test_bench_knows_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "fidelity", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        bench.main()
+    assert stopped.value.code == 0
+    assert "--pairs FOLDER" in capsys.readouterr().out
+
+
+def test_an_sdxl_and_its_pairs(folder, tmp_path, capsys):
+    place = tmp_path / "tiny-xl"
+    random_sdxl().save_pretrained(place)
+    index = json.loads((place / "model_index.json").read_text())
+    del index["controlnet"]  # as SDXL comes
+    (place / "model_index.json").write_text(json.dumps(index))
+    assert is_xl(str(place))
+    options = ["--model", str(place), "--pairs", str(folder), "--steps", "2", "--quick"]
+    assert command.main([*options, "--out", str(tmp_path / "out")]) == 1
+    assert "name two or more" in capsys.readouterr().err
+    nets = [f"--controlnet={place / name}" for name in ("controlnet", "controlnet_1")]
+    assert command.main([*options, *nets, "--fresh", "--out", str(tmp_path / "out")]) == 0
+    assert "Conflict pairs: 2" in capsys.readouterr().out
+    # What is for Stable Diffusion 1.5 alone is left out, or refused where it is asked for.
+    whole = [*options[:-1], *nets, "--out", str(tmp_path / "out")]
+    assert command.main([*whole, "--count", "1", "--ablated", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "Mask threshold" in said
+    assert "authors" not in said
+    assert command.main([*whole, "--coupled", "--report"]) == 1
+    assert "--coupled" in capsys.readouterr().err

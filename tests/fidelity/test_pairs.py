@@ -1,0 +1,70 @@
+"""Which pairs there are, drawn or in a folder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.fidelity.folder import PairsError, read_pairs
+from benchmarks.fidelity.pairs import CHUNK, COMPLEMENTARY, CONFLICT, DrawnPairs, split
+
+
+def test_the_first_pairs_do_not_depend_on_how_many_are_asked_for():
+    source = DrawnPairs()
+    few, many = (
+        {n: source.load(p) for p in source.plans(CONFLICT, c, 24) for n in p.numbers}
+        for c in (5, CHUNK + 3)
+    )
+    assert set(few) == set(range(5))
+    assert set(many) == set(range(CHUNK + 3))
+    for number, batch in few.items():
+        other = many[number]
+        i, j = batch.plan.numbers.index(number), other.plan.numbers.index(number)
+        assert batch.prompts[i] == other.prompts[j]
+        assert torch.equal(batch.conditions[1][i], other.conditions[1][j])
+
+
+def test_a_batch_has_one_word_that_every_prompt_names():
+    for plan in DrawnPairs().plans(CONFLICT, 40, 4):
+        assert len(plan.numbers) <= 4
+        batch = DrawnPairs().load(plan)
+        assert all(
+            plan.word in prompt.split() for prompt in (p.replace(",", "") for p in batch.prompts)
+        )
+
+
+def test_both_cases_share_prompt_noise_and_foreground():
+    source = DrawnPairs()
+    plans = [source.plans(case, 6, 24) for case in (CONFLICT, COMPLEMENTARY)]
+    assert [p.numbers for p in plans[0]] == [p.numbers for p in plans[1]]
+    a, b = (source.load(group[0]) for group in plans)
+    assert (a.prompts, a.seeds) == (b.prompts, b.seeds)
+    assert torch.equal(a.conditions[0], b.conditions[0])
+    differ = (a.conditions[1] != b.conditions[1]).any(1)
+    assert torch.equal(differ, a.object_mask)
+
+
+def test_parts_are_of_nearly_equal_length():
+    assert [len(part) for part in split(range(25), 24)] == [12, 13]
+    assert split([], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "no JSON"),
+        ("[]", "at least one"),
+        ('[{"prompt": "a"}]', r"pair 0: no \['background', 'foreground'\]"),
+        ('[{"prompt": "a", "foreground": "f", "background": "b", "mask": "m"}]', "unknown"),
+        ('[{"prompt": "a", "foreground": "f", "background": "b", "case": "x"}]', "allowed"),
+    ],
+)
+def test_a_folder_with_wrong_pairs_is_refused(tmp_path, content, says):
+    (tmp_path / "pairs.json").write_text(content)
+    with pytest.raises(PairsError, match=says):
+        read_pairs(tmp_path)
+
+
+def test_a_folder_without_pairs_is_refused(tmp_path):
+    with pytest.raises(PairsError, match=r"pairs\.json cannot be read"):
+        read_pairs(tmp_path)
