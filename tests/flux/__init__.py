@@ -1,0 +1,1 @@
+"""Cross-ControlNet on real FLUX pipelines with random weights."""
