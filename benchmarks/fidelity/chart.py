@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,17 +53,17 @@ def _height(panel: Panel) -> int:
     return _HEAD + body + _FOOT + _MARGIN
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers from `low` to `high`."""
+def ticks(low: float, high: float, steps: int = 5) -> list[float]:
+    """Round numbers from `low` to `high`, at most so many steps apart."""
     span = max(high - low, 1e-9)
     step = next(
         base * 10**power
         for power in range(-9, 10)
         for base in (1, 2, 5)
-        if span / (base * 10**power) <= count
+        if span / (base * 10**power) <= steps
     )
-    first = -(-low // step)
-    return [k * step for k in range(int(first), int(high // step) + 1)]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
 
 
 def _range(panel: Panel) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from .runner import Job, RunError, Sampling, Worker, is_done, jobs
 from .scorers import ScorerError, Scorers
 from .store import Row, Store, StoreError
 
-FULL_PAIRS, QUICK_PAIRS, ABLATED = 500, 20, 80
+FULL_PAIRS, QUICK_PAIRS, ABLATED = 500, 20, 120
 STEPS, REAL_STEPS = 10, 50
 
 EPILOG = """\

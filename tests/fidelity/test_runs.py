@@ -116,7 +116,8 @@ def test_a_run_out_of_time_stops_between_batches(worker, tmp_path):
 
 
 def test_ticks_are_round():
-    assert ticks(0.0, 1.0) == pytest.approx([0, 0.5, 1.0])
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(0.02, 0.94) == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert ticks(0.61, 0.93) == pytest.approx([0.7, 0.8, 0.9])
 
 
