@@ -29,6 +29,39 @@ for (let place = arguments[0]; place; place = place.parentElement) {
     if (header && header !== place && !header.classList.contains('open')) header.click();
 }
 """
+# Keeps in window.underWay what the page asks the WebUI and has no answer to: gradio's events are
+# fetched, or have a socket (3) or a stream (4) while they run. Its heartbeat stays open.
+UNDER_WAY = """
+window.underWay = new Set();
+const begin = address => {
+    const call = {address: String(address?.url ?? address)};
+    if (!call.address.includes('heartbeat')) window.underWay.add(call);
+    return () => window.underWay.delete(call);
+};
+const fetched = window.fetch;
+window.fetch = (...given) => {
+    const end = begin(given[0]);
+    const answer = fetched(...given);
+    answer.then(end, end);
+    return answer;
+};
+window.WebSocket = class extends WebSocket {
+    constructor(...given) {
+        super(...given);
+        this.addEventListener('close', begin(given[0]));
+    }
+};
+window.EventSource = class extends EventSource {
+    constructor(...given) {
+        super(...given);
+        this.end = begin(given[0]);
+    }
+    close() {
+        this.end();
+        super.close();
+    }
+};
+"""
 
 
 class PageError(AssertionError):
@@ -67,7 +100,9 @@ def start_browser() -> Any:
     options.add_argument(f"--window-size={WINDOW[0]},{WINDOW[1]}")
     options.add_argument("--disable-dev-shm-usage")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options, webdriver.ChromeService(driver))
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    chrome.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": UNDER_WAY})
+    return chrome
 
 
 class Page:
@@ -84,7 +119,22 @@ class Page:
         until(lambda: self.all("#txt2img_generate"), "a page", 120)
         until(lambda: self.all("#txt2img_cross_controlnet"), "our accordion", 60)
         until(lambda: self.js("return typeof opts === 'object' && Boolean(opts)"), "options", 60)
-        time.sleep(1)
+        self.settle()
+
+    def settle(self, quiet: float = 1.0) -> None:
+        """Wait until the page has asked the WebUI for nothing for so many seconds."""
+        since = [time.monotonic()]
+
+        def is_quiet() -> bool:
+            if self.js("return window.underWay.size") > 0:
+                since[0] = time.monotonic()
+            return time.monotonic() - since[0] >= quiet
+
+        try:
+            until(is_quiet, "a page at rest")
+        except PageError as error:
+            calls = self.js("return [...window.underWay].map(call => call.address)")
+            raise PageError(f"{error}; under way: {calls}") from None
 
     def js(self, script: str, *arguments: Any) -> Any:
         """Run a script in the page."""
@@ -130,7 +180,7 @@ class Page:
     def upload(self, selector: str, path: Path) -> None:
         """Give a file to the file input inside an element."""
         self.one(f"{selector} input[type=file]").send_keys(str(path))
-        time.sleep(1)
+        self.settle()
 
     def paste(self, tab: str, infotext: str) -> None:
         """Read generation parameters from the prompt field, with the button for that."""
@@ -138,7 +188,7 @@ class Page:
         self.click(f"#{tab}_tools #paste")
         first = infotext.splitlines()[0]
         until(lambda: self.value(f"#{tab}_prompt textarea") == first, "a pasted prompt")
-        time.sleep(1.5)
+        self.settle()
 
     def value(self, selector: str) -> str:
         """A field's text."""
