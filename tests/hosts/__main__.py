@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a variable for its environment; may be repeated",
+        help="a variable for its environment, such as COMMANDLINE_ARGS=--medvram; may be repeated",
     )
     made.add_argument(
         "--beside",

@@ -182,6 +182,8 @@ class Installation:
         known = self.known_flags()
         precision = SDXL_FLAGS if self.sdxl else (("--all-in-fp32",),)
         wanted = [*FLAGS, *(A1111_FLAGS if self.family == "a1111" else precision)]
+        if "--attention-" in self.variables.get("COMMANDLINE_ARGS", ""):
+            wanted.remove(("--attention-pytorch",))  # only one of these may be given
         flags = [word for flag in wanted if flag[0] in known for word in flag]
         where = ["--data-dir", str(self.work), "--server-name", "127.0.0.1", "--port", str(port)]
         if "--gradio-allowed-path" in known:

@@ -103,6 +103,13 @@ class TestFinding:
         assert command[-4:] == ["all", "--no-half", "--precision", "full"]
         assert "--disable-nan-check" not in command
 
+    def test_an_attention_of_ones_own_is_not_contradicted(self, folder):
+        (folder / "modules/cmd_args.py").write_text("'--attention-pytorch', '--attention-split'")
+        (folder / "ldm_patched").mkdir()
+        assert "--attention-pytorch" in Installation.find(folder).command(7000)
+        own = {"COMMANDLINE_ARGS": "--attention-split"}
+        assert "--attention-pytorch" not in Installation.find(folder, variables=own).command(7000)
+
 
 @pytest.mark.skipif(os.name == "nt", reason="processes are watched as POSIX has them")
 class TestServer:

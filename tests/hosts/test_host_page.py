@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -219,6 +220,27 @@ def test_grid_over_delta(page, host, made, pictures):
     # The text beside a grid is that of its first cell.
     assert re.search(r"CCN delta: 0(\.0)?,", page.text("#html_info_txt2img"))
     assert "plot will create 3 images" in host.server.log(start)
+
+
+@pytest.mark.parametrize("button", ["save", "save_zip"])
+def test_mask_strip_is_saved_with_its_pictures_text(page, made, pictures, installation, button):
+    folder = installation.work / "log" / "images"
+    shutil.rmtree(folder, ignore_errors=True)
+    page.paste("txt2img", made.infotexts[0])
+    for number, path in enumerate(pictures):
+        page.upload(f"#txt2img_controlnet_ControlNet-{number}_input_image", path)
+    page.generate("txt2img")
+    strip = page.shapes("txt2img").index(3)
+    page.js("arguments[0].click()", page.all("#txt2img_gallery .thumbnails > button")[strip])
+    page.settle()
+    page.click(f"#{button}_txt2img")
+    until(lambda: "Saved: " in page.text("#html_log_txt2img"), "a saved picture")
+    (saved,) = folder.rglob("*.png")
+    with Image.open(saved) as picture:
+        assert picture.width == 3 * picture.height
+        assert "CCN delta: 0.35" in picture.info["parameters"]
+    archives = [zipfile.ZipFile(path).namelist() for path in folder.rglob("*.zip")]
+    assert archives == ([[saved.relative_to(folder).as_posix()]] if button == "save_zip" else [])
 
 
 def test_api_and_page_agree(page, host, made, pictures):
