@@ -55,3 +55,35 @@ def test_word_where_the_batch_comes_in_parts(host):
     assert reply.note == ""
     assert counts["fuse_residuals"] > 0
     assert counts["inject_keys_values"] > 0
+
+
+def test_a_control_lora_is_fused_and_injected(host):
+    units = [host.requests.unit("a", 1), host.requests.unit("controllora", 2)]
+    body = host.requests.body(units)
+    plain = host.generate(body)
+    assert same(host.generate(using(body, {"fusion": "sum", "inject": False})), plain)
+    found = []
+    for foreground in (0, 1):
+        host.state()
+        reply = host.generate(using(body, {**EVERYWHERE, "foreground_unit": foreground}))
+        counts = host.state()["counts"]
+        assert reply.note == ""
+        assert counts["fuse_residuals"] == body["steps"]
+        assert counts["inject_keys_values"] > 0
+        found.append(reply)
+    assert distance(*found) > 0, "either can be the foreground"
+    assert same(host.generate(body), plain), "nothing of it stays"
+
+
+def test_a_unit_with_two_pictures_is_two_units_of_one_number(host):
+    if host.family != "a1111":
+        pytest.skip("only sd-webui-controlnet makes units of the pictures")
+    one, other, last = (host.requests.unit(name, n) for name, n in (("a", 1), ("a", 3), ("b", 2)))
+    images = [{"image": unit["image"], "mask": None} for unit in (one, other)]
+    merged = {**one, "input_mode": "merge", "image": images}
+    apart = [{**one, "weight": 0.5}, {**other, "weight": 0.5}, last]
+    chosen = {**EVERYWHERE, "foreground_unit": 1}
+    together = host.generate(using(host.requests.body([merged, last]), chosen))
+    assert together.note == ""
+    alike = host.generate(using(host.requests.body(apart), {**chosen, "foreground_unit": 2}))
+    assert same(together, alike)

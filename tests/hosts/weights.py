@@ -157,6 +157,21 @@ def controlnet(shape: UNetShape) -> Shapes:
     return prefixed("control_model.", shapes | conv("middle_block_out.0", skips[-1], skips[-1], 1))
 
 
+def control_lora(shape: UNetShape) -> Shapes:
+    """A ControlLoRA: what a ControlNet adds to the encoder, the large weights at low rank."""
+    shapes: Shapes = {"lora_controlnet": ()}
+    own = ("input_hint_block", "zero_convs", "middle_block_out")
+    for name, size in controlnet(shape).items():
+        name = name.removeprefix("control_model.")
+        if len(size) == 1 or name.startswith(own):
+            shapes[name] = size
+        else:
+            name = name.removesuffix(".weight")
+            shapes[f"{name}.up"] = (size[0], LORA_RANK, *[1] * (len(size) - 2))
+            shapes[f"{name}.down"] = (LORA_RANK, *size[1:])
+    return shapes
+
+
 def adapter() -> Shapes:
     """A T2I-Adapter for Stable Diffusion 1.5: four levels of two blocks, pooling between them."""
     widths = [multiplier * SD15.width for multiplier in SD15.multipliers]
@@ -337,6 +352,7 @@ def files(sdxl: bool = False) -> dict[str, Callable[[], Shapes]]:
             "ControlNet/ccn-random-a": lambda: controlnet(SD15),
             "ControlNet/ccn-random-b": lambda: controlnet(SD15),
             "ControlNet/ccn-random-c": lambda: controlnet(SD15),
+            "ControlNet/ccn-random-controllora": lambda: control_lora(SD15),
             "ControlNet/ccn-random-t2iadapter": adapter,
             "Lora/ccn-random-lora": lora,
         }
