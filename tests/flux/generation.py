@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from family_oracles import (
     PROMPT,
 )
 from tiny import conditions
 
+from lib_ccn.playground.demo_model import BUNDLED
+
+MARKS = [
+    pytest.mark.skipif(
+        not BUNDLED.is_dir(), reason="the tokenizer comes from models/demo, which is missing"
+    ),
+    pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning"),
+]
 FULL = {"start_step": 1, "strict": True}
 WORD = {**FULL, "mask_source": "word", "foreground_word": "star", "mask_threshold": 0.4}
 

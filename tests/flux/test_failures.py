@@ -13,18 +13,12 @@ from family_oracles import (
 from tiny import conditions
 
 from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.playground.demo_model import BUNDLED
 from lib_ccn.playground.random_models import random_flux
 from lib_ccn.settings import SettingsError
 
-from .generation import WORD, generate
+from .generation import MARKS, WORD, generate
 
-pytestmark = [
-    pytest.mark.skipif(
-        not BUNDLED.is_dir(), reason="the tokenizer comes from models/demo, which is missing"
-    ),
-    pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning"),
-]
+pytestmark = MARKS
 
 
 class PlantedError(Exception):

@@ -14,18 +14,12 @@ from tiny import conditions
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.hosts.diffusers.flux import clip_piece
 from lib_ccn.joint_attention import JointAttentionRecorder
-from lib_ccn.playground.demo_model import BUNDLED
 from lib_ccn.prompt import Word, find_word, words
 from lib_ccn.settings import Settings
 
-from .generation import FULL, WORD, generate
+from .generation import FULL, MARKS, WORD, generate
 
-pytestmark = [
-    pytest.mark.skipif(
-        not BUNDLED.is_dir(), reason="the tokenizer comes from models/demo, which is missing"
-    ),
-    pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning"),
-]
+pytestmark = MARKS
 
 
 def test_the_words_map_is_the_transformers_own_attention(pipe):

@@ -16,17 +16,11 @@ from tiny import conditions
 from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet, family_of
 from lib_ccn.joint_attention import joint_attention_layers
-from lib_ccn.playground.demo_model import BUNDLED
 from lib_ccn.playground.random_models import random_flux
 
-from .generation import FULL, WORD, generate
+from .generation import FULL, MARKS, WORD, generate
 
-pytestmark = [
-    pytest.mark.skipif(
-        not BUNDLED.is_dir(), reason="the tokenizer comes from models/demo, which is missing"
-    ),
-    pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning"),
-]
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("name", ["FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"])
