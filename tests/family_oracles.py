@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from oracles import MARGIN, assert_pixels_follow_formula
 
+from lib_ccn.hosts.diffusers import cross_controlnet
+
 PROMPT = "a red star over a green field"
 NOTHING = {"fusion": "sum", "inject": False}
 
@@ -157,3 +159,21 @@ def joint_attention_oracle(background, foreground, given2, given1, mask, injecte
     if given2.get("encoder_hidden_states") is None:
         return out
     return linear(background.to_out[0], out[:, text:]), linear(background.to_add_out, out[:, :text])
+
+
+def assert_sum_is_the_pipelines(pipe, settings, run):
+    """The sum is the pipeline's own bit by bit, `settings` repeat themselves, and nothing stays."""
+    before = state(pipe)
+    plain = run()
+    with cross_controlnet(pipe, NOTHING) as control:
+        ours = run()
+        assert control.session.error is None
+    assert torch.equal(ours, plain)
+    with cross_controlnet(pipe, settings) as control:
+        first = run()
+        assert control.session.injected > 0
+        assert torch.equal(run(), first)
+    assert torch.isfinite(first).all()
+    assert not torch.equal(first, plain)
+    assert torch.equal(run(), plain), "something stayed in the pipeline"
+    assert state(pipe) == before

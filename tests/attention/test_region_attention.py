@@ -5,10 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_ccn.attention import (
-    region_attention,
-    row_groups,
-)
+from lib_ccn.attention import region_attention, row_groups
 
 from .oracle import HEADS, equation_9, random_mask, tensors
 

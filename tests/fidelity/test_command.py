@@ -10,12 +10,7 @@ import pytest
 from benchmarks import __main__ as bench
 from benchmarks.fidelity import command, report
 from benchmarks.fidelity.folder import FolderPairs
-from benchmarks.fidelity.methods import (
-    MAIN,
-    TRUE_OBJECT,
-    WIDENED_OBJECT,
-    ablations,
-)
+from benchmarks.fidelity.methods import MAIN, TRUE_OBJECT, WIDENED_OBJECT, ablations
 from benchmarks.fidelity.models import is_xl, weights_digest
 from benchmarks.fidelity.pairs import CONFLICT
 from benchmarks.fidelity.runner import is_done, jobs

@@ -12,13 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.fidelity import authors, layers, runner
-from benchmarks.fidelity.methods import (
-    CHANNEL,
-    SUM,
-    TRUE_OBJECT,
-    WIDENED_OBJECT,
-    Method,
-)
+from benchmarks.fidelity.methods import CHANNEL, SUM, TRUE_OBJECT, WIDENED_OBJECT, Method
 from benchmarks.fidelity.pairs import CONFLICT
 from benchmarks.fidelity.runner import Worker
 from lib_ccn.foreground import resize_mask, silhouette

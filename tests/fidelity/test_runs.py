@@ -9,15 +9,7 @@ from PIL import Image
 
 from benchmarks.fidelity import command, layers, report
 from benchmarks.fidelity.chart import ticks
-from benchmarks.fidelity.methods import (
-    CHANNEL,
-    FULL,
-    MAIN,
-    SUM,
-    Method,
-    ablations,
-    scaled_step,
-)
+from benchmarks.fidelity.methods import CHANNEL, FULL, MAIN, SUM, Method, ablations, scaled_step
 from benchmarks.fidelity.pairs import CHUNK, COMPLEMENTARY, CONFLICT, DrawnPairs, Plan
 from benchmarks.fidelity.runner import Job, is_done, jobs
 from benchmarks.fidelity.store import Store, StoreError

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family_oracles import (
-    PROMPT,
-)
+from family_oracles import PROMPT
 from tiny import conditions
 
 from lib_ccn.playground.demo_model import BUNDLED

@@ -7,9 +7,7 @@ import logging
 import diffusers
 import pytest
 import torch
-from family_oracles import (
-    state,
-)
+from family_oracles import state
 from tiny import conditions
 
 from lib_ccn.hosts.diffusers import cross_controlnet

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from family_oracles import (
     NOTHING,
     PROMPT,
     assert_fused_by_formula,
+    assert_sum_is_the_pipelines,
     dumped,
     joint_attention_oracle,
     state,
@@ -37,20 +40,7 @@ CALLS = {
 
 @pytest.mark.parametrize("changes", CALLS.values(), ids=CALLS)
 def test_the_sum_without_injection_is_the_pipeline_bit_by_bit(pipe, changes):
-    before = state(pipe)
-    plain = generate(pipe, **changes)
-    with cross_controlnet(pipe, NOTHING) as control:
-        ours = generate(pipe, **changes)
-        assert control.session.error is None
-    assert torch.equal(ours, plain)
-    with cross_controlnet(pipe, WORD) as control:
-        first = generate(pipe, **changes)
-        assert control.session.injected > 0
-        assert torch.equal(generate(pipe, **changes), first)
-    assert torch.isfinite(first).all()
-    assert not torch.equal(first, plain)
-    assert torch.equal(generate(pipe, **changes), plain), "something stayed in the pipeline"
-    assert state(pipe) == before
+    assert_sum_is_the_pipelines(pipe, WORD, partial(generate, pipe, **changes))
 
 
 @pytest.mark.parametrize("start_layer", [0, 1, 3, 4])

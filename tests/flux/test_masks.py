@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family_oracles import (
-    PROMPT,
-    dumped,
-    flux_projections,
-)
+from family_oracles import PROMPT, dumped, flux_projections
 from tiny import conditions
 
 from lib_ccn.hosts.diffusers import cross_controlnet

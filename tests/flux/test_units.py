@@ -5,12 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from family_oracles import (
-    NOTHING,
-    dumped,
-    joint_attention_oracle,
-    state,
-)
+from family_oracles import NOTHING, dumped, joint_attention_oracle, state
 from tiny import conditions
 
 from lib_ccn.foreground import resize_mask
