@@ -46,7 +46,8 @@ def get_settings(p: Any) -> Settings | None:
     if place is None:
         return None
     axes = getattr(p, xyz.ATTRIBUTE, None)
-    return arguments.read(p.script_args[place[0] : place[1]], axes).settings
+    request = arguments.read(p.script_args[place[0] : place[1]], axes)
+    return request.settings if request.problem is None else request.settings.replace(enabled=False)
 
 
 def set_settings(p: Any, settings: Settings | Mapping[str, Any] | None, **changes: Any) -> bool:

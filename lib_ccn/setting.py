@@ -8,19 +8,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import reprlib
-import unicodedata
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 from urllib.parse import unquote
 
-IMAGE_LIMIT = 48 * 2**20
+from .showable import has_hidden, showable, shown_value
 
-# Shows a value in a message, long ones shortened.
-short = reprlib.Repr()
-short.maxstring = short.maxother = short.maxlong = 60
-short.maxlevel = 2
+IMAGE_LIMIT = 48 * 2**20
+MESSAGE_LIMIT = 800
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
@@ -28,16 +24,18 @@ class SettingsError(ValueError):
     """A setting was refused.
 
     Attributes: `field`, the setting's name; `value`, what was given, unshortened; `allowed`, what
-    would have been accepted, in words. The message names all three, long values shortened.
+    would have been accepted, in words. The message names all three, fit to be shown anywhere.
     """
 
     def __init__(self, field: str, value: object, allowed: str, hint: str = "") -> None:
         self.field, self.value, self.allowed = field, value, allowed
-        try:
-            shown = short.repr(value)
-        except ValueError:  # Python before 3.14 will not print an integer of over 4300 digits
-            shown = f"<{type(value).__name__}>"
-        super().__init__(f"setting {field} = {shown} is refused{hint}: expected {allowed}")
+        self._hint = hint
+        super().__init__(self.told(f"setting {field}", allowed))
+
+    def told(self, name: str, allowed: str) -> str:
+        """Return the message with other words for the setting's name and for what is allowed."""
+        refused = f"{name} = {shown_value(self.value)} is refused{self._hint}"
+        return showable(f"{refused}: expected {allowed}", MESSAGE_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Setting:
             "integer": f"a whole number from {self.minimum} to {self.maximum}",
             "choice": "one of " + ", ".join(map(repr, self.choices)),
             "unit": f"'auto' or a unit's number from {self.minimum} to {self.maximum}",
-            "text": f"printable text of at most {self.maximum} characters",
+            "text": f"visible text of at most {self.maximum} characters",
             "image": "an image as base64, with or without a data: URL prefix, or null",
         }[self.kind]
 
@@ -75,12 +73,23 @@ class Setting:
         """Return `value` in its canonical form, or raise SettingsError under the name `name`.
 
         A bool is no number and a number no bool. A number may come as an integer, and a whole
-        number as an integral float such as 5.0, because JavaScript knows no difference.
+        number as an integral float such as 5.0, because JavaScript knows no difference. Text is
+        neither, whatever it reads like.
         """
         accepted, result = getattr(self, f"_{self.kind}")(value)
         if not accepted:
-            raise SettingsError(name, value, self.allowed)
+            raise SettingsError(name, value, self.allowed, self._quoted(value))
         return result
+
+    def _quoted(self, value: Any) -> str:
+        """A hint where the right value has come as text."""
+        if not isinstance(value, str):
+            return ""
+        if self.kind == "flag" and value.strip().lower() in ("true", "false"):
+            return " (true or false is wanted here, not text)"
+        if self.kind in ("number", "integer", "unit") and _is_number(value):
+            return " (a number is wanted here, not text)"
+        return ""
 
     def _flag(self, value: Any) -> tuple[bool, Any]:
         return isinstance(value, bool), value
@@ -113,9 +122,7 @@ class Setting:
         if not isinstance(value, str):
             return False, None
         text = " ".join(value.split())
-        # Control characters and lone surrogates cannot be written into a picture's text.
-        printable = not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
-        return printable and len(text) <= self.maximum, text
+        return len(text) <= self.maximum and not has_hidden(text), text
 
     def _image(self, value: Any) -> tuple[bool, Any]:
         if value is None:
@@ -175,6 +182,14 @@ class Setting:
         }
         head = {"title": self.label, "description": self.help, "default": self.default}
         return {**types[self.kind], **head}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def image_bytes(text: str) -> bytes:

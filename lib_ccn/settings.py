@@ -10,17 +10,28 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from .setting import Setting, SettingsError, image_bytes, short
+from .setting import MESSAGE_LIMIT, Setting, SettingsError, image_bytes
+from .showable import showable, shown_value
 
-__all__ = ["VERSION", "Setting", "Settings", "SettingsError", "fields", "json_schema"]
+__all__ = [
+    "VERSION",
+    "Setting",
+    "Settings",
+    "SettingsError",
+    "fields",
+    "json_schema",
+    "page_message",
+]
 
 VERSION = 1
 WORD_LIMIT = 200
 UNIT_LIMIT = 99
+NAME_LIMIT = 60
 
 log = logging.getLogger(__name__)
 
@@ -179,11 +190,26 @@ class Settings:
         version = _VERSION.accept("version", values.pop("version", VERSION))
         unknown = [name for name in values if name not in _FIELDS]
         if unknown and version > VERSION and all(isinstance(name, str) for name in unknown):
-            log.warning("settings of version %d: ignored %s", version, short.repr(unknown))
+            log.warning("settings of version %d: ignored %s", version, shown_value(unknown))
             values = {name: values[name] for name in values if name in _FIELDS}
         else:
             _check_names(values)
         return cls(**values)
+
+    @classmethod
+    def from_readable(cls, mapping: Mapping[str, Any]) -> tuple[Settings, list[SettingsError]]:
+        """Build settings from what of plain values can be used, and say what cannot, and why.
+
+        What is refused takes its default, as does what is missing.
+        """
+        left: Mapping[str, Any] = mapping
+        errors: list[SettingsError] = []
+        while True:
+            try:
+                return cls.from_dict(left), errors
+            except SettingsError as error:
+                errors.append(error)
+                left = {k: left[k] for k in _FIELDS if k in left and k != error.field}
 
     def to_dict(self, only_changed: bool = False) -> dict[str, Any]:
         """Return plain values for JSON, with "version"; `only_changed` leaves out defaults."""
@@ -219,6 +245,11 @@ class Settings:
             **{k: s.from_infotext(k, text) for k, (s, text) in given.items() if text is not None}
         )
 
+    @property
+    def reads_word(self) -> bool:
+        """Whether there is use for a mask that comes from a word of the prompt."""
+        return (self.inject or self.show_mask) and self.mask_source == "word"
+
     def check_usable(self) -> None:
         """Raise SettingsError if a mask image is called for and there is none."""
         needed = self.mask_source == "image" and (self.inject or self.show_mask)
@@ -233,6 +264,8 @@ class Settings:
 _FIELDS: dict[str, Setting] = {
     f.name: cast(Setting, f.metadata["setting"]) for f in dataclasses.fields(Settings)
 }
+# Short names are words of the language too.
+_LONG_NAME = re.compile(r"\b(?:" + "|".join(name for name in _FIELDS if "_" in name) + r")\b")
 _VERSION = Setting("integer", VERSION, "Version", "Version of these settings.", "", 1, 10**6)
 
 
@@ -254,11 +287,29 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+def page_message(error: SettingsError) -> str:
+    """Return the error's message with the page's labels, each with the name that the API knows."""
+    setting = _FIELDS.get(error.field)
+    if setting is None:
+        return str(error)
+    name = _labelled(error.field)
+    allowed = _LONG_NAME.sub(lambda match: _labelled(match[0]), error.allowed)
+    if setting.kind == "image" and error.value is None:
+        return showable(f"{name} is missing: expected {allowed}", MESSAGE_LIMIT)
+    return error.told(name, allowed)
+
+
+def _labelled(name: str) -> str:
+    return f"{_FIELDS[name].label} ({name})"
+
+
 def _check_names(values: Mapping[Any, Any]) -> None:
     for name, value in values.items():
         if isinstance(name, str) and name in _FIELDS:
             continue
-        shown = name if isinstance(name, str) and len(name) <= 60 else short.repr(name)
+        shown = shown_value(name)
+        if isinstance(name, str) and len(name) <= NAME_LIMIT:
+            shown = showable(name)
         near = difflib.get_close_matches(shown.lower(), _FIELDS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise SettingsError(shown, value, "a setting named " + ", ".join(_FIELDS), hint)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..settings import Settings, SettingsError, fields
+from ..settings import Settings, SettingsError, fields, page_message
+from ..showable import showable
 from . import painted
 
 __all__ = ["PAGE", "Request", "plain_value", "read"]
@@ -16,7 +17,7 @@ __all__ = ["PAGE", "Request", "plain_value", "read"]
 # Settings with a control on the page, in the order of the script's arguments.
 PAGE: tuple[str, ...] = tuple(name for name in fields() if name != "strict")
 
-# A problem goes into the picture's text, and lists within lists can be long in the telling.
+# A problem goes into the picture's text, and every setting may be refused.
 _PROBLEM_LIMIT = 800
 
 # A unit as the page's dropdown writes it: its number, and its model where that is known.
@@ -37,14 +38,27 @@ class Request:
     """The settings of one generation as they were asked for.
 
     Attributes:
-        settings: the defaults, which are off, where `problem` is set.
+        settings: what could be read of them; a refused one has its default. With a `problem` they
+            are not to be used, only to be written down.
         problem: why what was asked for is refused, in words for the user.
         strict: whether a problem shall end the generation instead of costing the fusion alone.
+        refused: the names of the settings that were.
     """
 
     settings: Settings
     problem: str | None = None
     strict: bool = False
+    refused: frozenset[str] = frozenset()
+
+    def to_infotext(self) -> dict[str, str]:
+        """Return the infotext of all that was asked for and could be read, used or not.
+
+        So pasting it brings back what was set beside a refused setting.
+        """
+        if "enabled" not in self.refused:
+            return self.settings.to_infotext()
+        texts = self.settings.replace(enabled=True).to_infotext()
+        return {key: text for key, text in texts.items() if key != fields()["enabled"].infotext}
 
 
 def read(
@@ -63,19 +77,21 @@ def read(
         presets: where presets are looked up; None takes the user's own.
     """
     strict = False
+    errors: list[SettingsError] = []
     try:
         named = len(args) > 0 and isinstance(args[0], Mapping)
         strict = named and args[0].get("strict") is True
-        values = _named(args[0], presets) if named else _positional(args)
+        values = _named(args[0], presets, errors) if named else _positional(args)
         if axes:
             values.update({"enabled": True, **axes})
         elif not named and values["enabled"] is False:
             return Request(Settings())
-        values["mask_image"] = _mask_image(values)
-        settings = Settings.from_dict(values)
-        return Request(settings, None, settings.strict)
-    except SettingsError as error:
-        return Request(Settings(), _cut(str(error)), strict)
+        values["mask_image"] = _mask_image(values, errors)
+        settings, more = Settings.from_readable(values)
+        errors += more
+        problem = showable("; ".join(map(page_message, errors)), _PROBLEM_LIMIT) or None
+        refused = frozenset(error.field for error in errors)
+        return Request(settings, problem, settings.strict, refused)
     except Exception as error:
         log.exception("the settings of a generation could not be read")
         problem = f"the settings could not be read ({type(error).__name__})"
@@ -90,10 +106,15 @@ def plain_value(name: str, value: Any) -> Any:
     return value
 
 
-def _named(given: Mapping[str, Any], presets: Presets | None) -> dict[str, Any]:
+def _named(
+    given: Mapping[str, Any], presets: Presets | None, errors: list[SettingsError]
+) -> dict[str, Any]:
     values: dict[str, Any] = {"enabled": True}
     if given.get("preset") is not None:
-        values.update(_preset(given["preset"], presets))
+        try:
+            values.update(_preset(given["preset"], presets))
+        except SettingsError as error:
+            errors.append(error)
     values.update({name: value for name, value in given.items() if name != "preset"})
     return values
 
@@ -121,18 +142,18 @@ def _positional(args: Sequence[Any]) -> dict[str, Any]:
     return {"enabled": fields()["enabled"].default, **given}
 
 
-def _mask_image(values: Mapping[str, Any]) -> Any:
+def _mask_image(values: Mapping[str, Any], errors: list[SettingsError]) -> Any:
     """The mask image as base64, or what was given instead, for the settings to refuse.
 
     A picture left on the page takes no part while the mask comes from somewhere else.
     """
     value = values.get("mask_image")
-    if painted.is_picture(value):
-        return painted.to_base64(value) if values.get("mask_source") == "image" else None
-    return None if isinstance(value, str) and value == "" else value
-
-
-def _cut(text: str) -> str:
-    """The text without its middle where it is too long; its end says what is expected."""
-    half = _PROBLEM_LIMIT // 2
-    return text if len(text) <= _PROBLEM_LIMIT else f"{text[:half]} [...] {text[-half:]}"
+    if not painted.is_picture(value):
+        return None if isinstance(value, str) and value == "" else value
+    if values.get("mask_source") != "image":
+        return None
+    try:
+        return painted.to_base64(value)
+    except SettingsError as error:
+        errors.append(error)
+        return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from ..showable import showable
+
 try:
     from tqdm import tqdm
 except ImportError:  # its only use is to keep progress bars whole
@@ -30,11 +32,17 @@ class _Console(logging.Handler):
 
 class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Put the extension's name before the message, and the level where it matters."""
+        """Put the extension's name before the message, and the level where it matters.
+
+        Further lines, which a traceback has, are indented: none can pass for a message.
+        """
         level = f"{record.levelname}: " if record.levelno != logging.INFO else ""
         # Messages that other hosts show as they are name it themselves.
-        text = super().format(record).removeprefix("Cross-ControlNet").lstrip(": ")
-        return f"[Cross-ControlNet] {level}{text}"
+        text = record.getMessage().removeprefix("Cross-ControlNet").lstrip(": ")
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        lines = map(showable, text.split("\n"))
+        return f"[Cross-ControlNet] {level}" + "\n    ".join(lines)
 
 
 def start(level: str) -> None:

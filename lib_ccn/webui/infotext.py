@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ..settings import Settings, SettingsError, fields
+from ..settings import Settings, SettingsError, fields, page_message
 from .arguments import PAGE
 
 __all__ = ["PASTED", "PasteKey", "page_value", "pasted"]
@@ -26,28 +26,34 @@ def pasted(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page's controls shall show, by setting name, for pasted infotext.
 
     A picture made with the method sets every control of `PASTED`, except those whose text cannot
-    be read, which are left alone with a warning. One made without it only switches the method off.
+    be read, which are left alone with one warning. One made without it only switches the method
+    off.
     """
-    settings, unread = _readable(params)
-    if not settings.enabled:
-        return {"enabled": False}
-    return {
-        name: page_value(name, getattr(settings, name)) for name in PASTED if name not in unread
-    }
+    values, errors = _read(params)
+    if errors:
+        log.warning("pasted infotext: %s", "; ".join(map(page_message, errors)))
+    return values
 
 
-def _readable(params: Mapping[str, Any]) -> tuple[Settings, set[str]]:
-    """The settings in `params` and the names of those that could not be read."""
-    left = {key: params.get(key) for key in (fields()[name].infotext for name in PASTED)}
-    unread: set[str] = set()
-    for _ in PASTED:
+def _read(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[SettingsError]]:
+    """The controls' values in `params`, and why some of them cannot be read."""
+    given: dict[str, Any] = {}
+    errors: list[SettingsError] = []
+    for name in PASTED:
+        text = params.get(fields()[name].infotext)
+        if text is None:
+            continue
         try:
-            return Settings.from_infotext(left), unread
+            given[name] = fields()[name].from_infotext(name, text)
         except SettingsError as error:
-            log.warning("pasted infotext: %s", error)
-            unread.add(error.field)
-            left[fields()[error.field].infotext] = None
-    return Settings(), unread
+            errors.append(error)
+    settings, more = Settings.from_readable(given)
+    errors += more
+    if not settings.enabled:
+        return {"enabled": False}, errors
+    unread = {error.field for error in errors}
+    readable = (name for name in PASTED if name not in unread)
+    return {name: page_value(name, getattr(settings, name)) for name in readable}, errors
 
 
 class PasteKey(str):
@@ -55,7 +61,8 @@ class PasteKey(str):
 
     The WebUI calls what can be called with everything pasted, and compares names as text when it
     sends settings from one tab to another. Values are plain, not gradio updates: the WebUI's API
-    takes only plain ones, in every version of gradio. None leaves the control as it is.
+    takes only plain ones, in every version of gradio. None leaves the control as it is. Of one
+    pasted text, the first setting's key alone tells what cannot be read.
     """
 
     name: str
@@ -68,4 +75,5 @@ class PasteKey(str):
 
     def __call__(self, params: Mapping[str, Any]) -> Any:
         """Return the control's new value, or None."""
-        return pasted(params).get(self.name)
+        values = pasted(params) if self.name == PASTED[0] else _read(params)[0]
+        return values.get(self.name)

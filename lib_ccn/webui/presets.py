@@ -9,6 +9,7 @@ was typed. Nothing of the WebUI is imported before `default_store` is called.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -22,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..setting import SettingsError, short
-from ..settings import VERSION, Settings, fields
+from ..settings import VERSION, Settings, SettingsError, fields, page_message
+from ..showable import has_hidden, showable, shown_value
 
 __all__ = ["BUILT_IN", "METHOD", "SCENE", "Preset", "PresetError", "PresetStore", "default_store"]
 
@@ -46,15 +47,23 @@ _WRITING = threading.Lock()
 class PresetError(ValueError):
     """A preset cannot be read, saved or deleted; the message says which and why."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(showable(message))
+
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset: its name, plain setting values by name, and what it is for in one line."""
+    """A preset: its name, plain setting values by name, and what it is for in one line.
+
+    `replaced` is the name of the preset whose place it took when it was saved, where that was
+    written otherwise.
+    """
 
     name: str
     settings: dict[str, Any]
     description: str = ""
     built_in: bool = False
+    replaced: str = ""
 
 
 # Every value is written out, so that a new default does not change what a preset means.
@@ -108,7 +117,8 @@ class PresetStore:
 
     The folder is read at each call, so that several tabs, and files that were copied into it, are
     seen. A file that cannot be used is named by `problems` and skipped. Two names are the same
-    preset when they differ only in case or in how their characters are composed.
+    preset when they differ only in capitals or in how their characters are composed; "Straße" and
+    "STRASSE" differ in a letter.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -140,6 +150,7 @@ class PresetStore:
     def save(self, name: str, values: Mapping[str, Any]) -> Preset:
         """Save the values under that name, in place of a preset that has it, and return it.
 
+        The result's `replaced` tells where that one's capitals were others.
         `values` may hold any settings by name; those that are no part of a preset are left out.
         Raises PresetError for a name that cannot be used or a folder that cannot be written,
         SettingsError for a refused value.
@@ -147,7 +158,7 @@ class PresetStore:
         name = _checked(name)
         preset = Preset(name, _settings_of(values))
         key = _key(name)
-        if key in _RESERVED:
+        if _is_built_in(name):
             raise PresetError(f"preset {name!r} is built in and cannot be overwritten")
         content = {"name": name, "version": VERSION, "settings": preset.settings}
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -160,15 +171,17 @@ class PresetStore:
                 _write(found[key][1] if key in found else self._free_path(name), text)
             except OSError as error:
                 raise PresetError(f"preset {name!r} is not saved: {_cause(error)}") from error
-        return preset
+        before = found[key][0].name if key in found else name
+        return preset if before == name else dataclasses.replace(preset, replaced=before)
 
     def delete(self, name: str) -> None:
         """Delete a saved preset.
 
         Raises PresetError if it is built in, there is none, or its file cannot be removed.
         """
-        key = _key(_checked(name))
-        if key in _RESERVED:
+        name = _checked(name)
+        key = _key(name)
+        if _is_built_in(name):
             raise PresetError(f"preset {name!r} is built in and cannot be deleted")
         with _WRITING:
             found, _ = self._read()
@@ -186,7 +199,7 @@ class PresetStore:
         try:
             paths = list(self._paths())
         except OSError as error:
-            return {}, [f"presets folder {self.folder}: {_cause(error)}"]
+            return {}, [f"presets folder {showable(self.folder)}: {_cause(error)}"]
         if len(paths) > COUNT_LIMIT:
             problems.append(f"presets folder: only the first {COUNT_LIMIT} files are read")
         for path in paths[:COUNT_LIMIT]:
@@ -195,15 +208,15 @@ class PresetStore:
             except FileNotFoundError:  # another tab has just deleted it
                 continue
             except (OSError, ValueError, RecursionError) as error:
-                problems.append(f"preset file {short.repr(path.name)}: {_cause(error)}")
+                problems.append(f"preset file {shown_value(path.name)}: {_cause(error)}")
                 continue
             key = _key(preset.name)
-            if key in _RESERVED:
-                problems.append(f"preset file {short.repr(path.name)}: its name is a built-in one")
+            if _is_built_in(preset.name):
+                problems.append(f"preset file {shown_value(path.name)}: its name is a built-in one")
             elif key in found:
-                other = short.repr(found[key][1].name)
+                other = shown_value(found[key][1].name)
                 problems.append(
-                    f"preset file {short.repr(path.name)}: {other} has the same name already"
+                    f"preset file {shown_value(path.name)}: {other} has the same name already"
                 )
             else:
                 found[key] = (preset, path)
@@ -250,21 +263,30 @@ def default_store() -> PresetStore:
 def _checked(name: Any) -> str:
     """Return the name in its canonical form, or raise PresetError."""
     text = unicodedata.normalize("NFC", " ".join(name.split())) if isinstance(name, str) else ""
-    printable = not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
-    visible = any(c.isalnum() for c in text)
-    if not (printable and visible and len(text) <= NAME_LIMIT):
+    readable = any(c.isalnum() for c in text) and len(text) <= NAME_LIMIT and not has_hidden(text)
+    if not readable:
         raise PresetError(
-            f"preset name {short.repr(name)} is refused: expected printable text of at most "
+            f"preset name {shown_value(name)} is refused: expected visible text of at most "
             f"{NAME_LIMIT} characters with a letter or digit"
         )
     return text
 
 
 def _key(name: str) -> str:
+    """The same for names that differ in nothing but capitals and how characters are composed."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).lower())
+
+
+def _alike(name: str) -> str:
+    """The same for names that a reader could take for each other."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
-_RESERVED = frozenset(_key(name) for name in BUILT_IN)
+_RESERVED = frozenset(_alike(name) for name in BUILT_IN)
+
+
+def _is_built_in(name: str) -> bool:
+    return _alike(name) in _RESERVED
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -272,7 +294,7 @@ def _unknown(name: str, known: list[str]) -> str:
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     more = ", ..." if len(known) > 8 else ""
     choices = ", ".join(map(repr, known[:8])) + more if known else "none is saved"
-    return f"there is no preset {short.repr(name)}{hint}: expected one of {choices}"
+    return f"there is no preset {shown_value(name)}{hint}: expected one of {choices}"
 
 
 def _settings_of(values: Mapping[str, Any], version: Any = VERSION) -> dict[str, Any]:
@@ -327,4 +349,6 @@ def _write(path: Path, text: str) -> None:
 def _cause(error: BaseException) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return str(error) or type(error).__name__
+    if isinstance(error, SettingsError):
+        return page_message(error)
+    return showable(error) or type(error).__name__

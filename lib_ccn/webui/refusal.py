@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..showable import showable
+
 try:
     from fastapi import HTTPException
 except ImportError:  # outside a WebUI
@@ -19,7 +21,7 @@ class RefusedError(HTTPException):
     """A generation is refused for this reason; the WebUIs' API answers HTTP 422 with it."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(422, f"Cross-ControlNet: {reason}")
+        super().__init__(422, f"Cross-ControlNet: {showable(reason)}")
 
     def __str__(self) -> str:
         return str(self.detail)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..showable import showable
+
 AUTO = "auto"
 _NO_MODEL = ("", "none")
 
 
 def unit_choices(models: Sequence[str | None]) -> list[str]:
     """Return the choices for units with these models; None or "None" is no model."""
-    names = [str(model).strip() if model is not None else "" for model in models]
+    names = [showable(model).strip() if model is not None else "" for model in models]
     return [AUTO] + [
         f"{number}" if name.lower() in _NO_MODEL else f"{number}: {name}"
         for number, name in enumerate(names)

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ..setting import Setting, SettingsError
-from ..settings import fields
+from ..settings import fields, page_message
 from .refusal import RefusedError
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _confirm(name: str, setting: Setting) -> Callable[[Any, list[Any]], None]:
             try:
                 _parse(name, setting, x)
             except SettingsError as error:
-                raise _refused(label, error) from error
+                raise _refused(label, page_message(error)) from error
 
     return confirm
 
@@ -127,5 +127,5 @@ def _word_label(p: Any, option: Any, x: str) -> str:
     return f"{option.label}: {x or '(automatic)'}"
 
 
-def _refused(label: str, reason: object) -> RefusedError:
+def _refused(label: str, reason: str) -> RefusedError:
     return RefusedError(f"X/Y/Z axis {label}: {reason}")

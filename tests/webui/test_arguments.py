@@ -15,7 +15,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lib_ccn.settings import Settings, fields
+from lib_ccn.settings import Settings, SettingsError, fields, page_message
+from lib_ccn.showable import showable
 from lib_ccn.webui.arguments import PAGE, Request, plain_value, read
 from lib_ccn.webui.infotext import page_value
 
@@ -54,9 +55,13 @@ def page(**changes: Any) -> list[Any]:
 
 
 def refused(request: Request, field: str) -> None:
-    assert request.settings == OFF
+    """It is named as the page and as the API name it, and takes its default."""
+    known = fields().get(field)
     assert request.problem is not None
-    assert request.problem.startswith(f"setting {field} = ")
+    name = f"setting {field}" if known is None else f"{known.label} ({field})"
+    assert request.problem.startswith(f"{name} = ")
+    assert field in request.refused
+    assert known is None or getattr(request.settings, field) == known.default
 
 
 def test_order_of_the_page() -> None:
@@ -167,8 +172,8 @@ def test_what_follows_a_dict_is_ignored() -> None:
 
 @pytest.mark.parametrize("name", ["Delta", "deltas", "", "args", "preset_name", 5, None, ()])
 def test_unknown_names_are_refused(name: Any) -> None:
-    request = read([{name: 1}])
-    assert request.settings == OFF
+    request = read([{name: 1, "delta": 0.2}])
+    assert request.settings == Settings(enabled=True, delta=0.2)
     assert request.problem is not None
     assert str(name) in request.problem
 
@@ -217,6 +222,61 @@ def test_a_preset_that_is_not_there_is_refused(name: Any) -> None:
 
 def test_a_preset_with_wrong_values_is_refused_by_field() -> None:
     refused(read([{"preset": "mine"}], None, Shelf(delta=9)), "delta")
+
+
+# What is read beside a refused setting
+
+GOOD = {"fusion": "max", "start_step": 7, "foreground_word": "red fox"}
+GOOD_TEXT = {"CCN fusion": "max", "CCN start step": "7", "CCN foreground word": "red fox"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"),
+    [
+        ({"delta": 5}, "delta"),
+        ({"delta": "0.5", "inject": "true", "mask_source": 1}, "mask_source"),
+        ({"detla": 0.5}, "detla"),
+        ({5: 1, None: 2, "\ud800": 3}, "5"),
+        ({"version": "one"}, "version"),
+        ({"preset": "not there"}, "preset"),
+        ({"mask_source": "image", "mask_image": np.ones((4, 4))}, "mask_image"),
+        ({"strict": "yes"}, "strict"),
+        ({"foreground_unit": 1, "background_unit": 1}, "background_unit"),
+    ],
+)
+def test_the_other_settings_are_read_and_written(bad: dict[Any, Any], name: str) -> None:
+    request = read([{**bad, **GOOD}], None, Shelf())
+    assert name in str(request.problem)
+    texts = request.to_infotext()
+    assert texts.items() >= {"CCN enabled": "True", **GOOD_TEXT}.items()
+    pasted = Settings.from_infotext(texts)
+    assert pasted == request.settings.replace(mask_image=None)
+
+
+def test_every_refused_setting_is_named() -> None:
+    problem = str(read([{"delta": 5, "start_step": -1, "inject": "no"}]).problem)
+    assert all(name in problem for name in ("(delta)", "(start_step)", "(inject)"))
+
+
+@pytest.mark.parametrize("given_", [[{"enabled": "yes", **GOOD}], page(enabled="yes", **GOOD)])
+def test_where_it_is_not_sure_that_it_was_wanted_the_text_does_not_say_so(given_: Any) -> None:
+    request = read(given_)
+    refused(request, "enabled")
+    assert request.to_infotext() == GOOD_TEXT
+
+
+def test_nothing_is_written_where_it_was_switched_off() -> None:
+    assert read([{"enabled": False, "delta": 5, **GOOD}]).to_infotext() == {}
+
+
+def test_a_missing_mask_image_is_told_by_the_page_s_names() -> None:
+    request = read([{"mask_source": "image"}])
+    with pytest.raises(SettingsError) as caught:
+        request.settings.check_usable()
+    said = page_message(caught.value)
+    assert said.startswith("Mask image (mask_image) is missing: expected an image")
+    assert said.endswith("Foreground mask from (mask_source) is 'image'")
+    assert "None" not in said
 
 
 # X/Y/Z
@@ -445,9 +505,10 @@ def test_hostile_objects_do_not_raise(args: Any, axes: Any) -> None:
 def survived(request: Request) -> None:
     assert isinstance(request.settings, Settings)
     if request.problem is not None:
-        assert request.settings == OFF
         assert 0 < len(request.problem) < 1000
-        request.problem.encode("utf-8", "backslashreplace")
+        assert showable(request.problem) == request.problem
+    for text in request.to_infotext().values():
+        assert showable(text) == text
 
 
 def test_a_number_too_long_to_print_is_refused() -> None:

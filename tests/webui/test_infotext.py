@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_ccn.settings import Settings, fields
+from lib_ccn.showable import has_hidden
 from lib_ccn.webui.arguments import PAGE, plain_value, read
 from lib_ccn.webui.infotext import PASTED, PasteKey, page_value, pasted
 
@@ -74,6 +75,35 @@ def test_what_cannot_be_read_is_left_alone(caplog: pytest.LogCaptureFixture) -> 
     assert "fusion" not in values
     assert values["start_step"] == 9
     assert "delta" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"CCN delta": "lots"},
+        {"CCN delta": "lots", "CCN fusion": "new"},
+        {"CCN delta": "\x1b[31m", "CCN start step": "-1", "CCN foreground word": "%00"},
+        {"CCN foreground unit": "1", "CCN background unit": "1"},
+    ],
+)
+def test_one_paste_is_one_warning(bad: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    params = {"CCN enabled": "True", "CCN mask threshold": "0.25", **bad}
+    # The WebUI calls the key of every control with all that was pasted.
+    values = {name: PasteKey(name)(params) for name in PASTED}
+    assert values["mask_threshold"] == 0.25
+    (record,) = caplog.records
+    named = [fields()[n].infotext for n in PASTED if f"({n}) = " in record.getMessage()]
+    assert set(named) == {key for key in bad if key != "CCN foreground unit"}
+    assert not has_hidden(record.getMessage())
+    PasteKey("enabled")(params)
+    assert len(caplog.records) == 2, "the same picture pasted again"
+
+
+def test_a_good_paste_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    for params in ({}, {"CCN enabled": "True", "CCN delta": "0.25"}):
+        for name in PASTED:
+            PasteKey(name)(params)
+    assert not caplog.records
 
 
 def test_units_that_contradict_each_other_are_left_alone() -> None:

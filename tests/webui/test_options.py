@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from lib_ccn.showable import has_hidden
 from lib_ccn.webui import console, options
 from lib_ccn.webui.presets import BUILT_IN, PresetStore
 
@@ -150,6 +151,33 @@ def test_one_clean_line_for_each_message(monkeypatch, root_has_a_handler):
         "[Cross-ControlNet] WARNING: stands aside: one unit",
         "[Cross-ControlNet] WARNING: no word",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\x1b[2J\x1b[31m", "\ud800", "\u202eder", "a\x9bb", "\r[Cross-ControlNet] all is well", "\0"],
+)
+def test_nothing_from_outside_drives_the_terminal(monkeypatch, text):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    console.start("INFO")
+    log = logging.getLogger("lib_ccn.webui.anything")
+    log.info("%s", text)
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        log.warning("failed: %s", error, exc_info=error)
+    lines = out.getvalue().split("\n")[:-1]
+    assert not any(map(has_hidden, lines))
+    assert "ValueError" in lines[-1]
+
+
+def test_further_lines_do_not_pass_for_messages(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    console.start("INFO")
+    logging.getLogger("lib_ccn").info("one\n[Cross-ControlNet] two")
+    assert out.getvalue() == "[Cross-ControlNet] one\n    [Cross-ControlNet] two\n"
 
 
 def test_the_console_may_be_exchanged(monkeypatch):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_ccn.settings import VERSION, Settings, SettingsError, fields
+from lib_ccn.showable import has_hidden
 from lib_ccn.webui import presets
 from lib_ccn.webui.presets import (
     BUILT_IN,
@@ -133,7 +134,32 @@ def test_built_in_presets_stay(store, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "  ", "-", "../", "a\x00b", "\ud800x", "x" * (NAME_LIMIT + 1), None, 5, ["a"], b"a", {}],
+    [
+        *(
+            "",
+            "  ",
+            "-",
+            "../",
+            "a\x00b",
+            "\ud800x",
+            "x" * (NAME_LIMIT + 1),
+            None,
+            5,
+            ["a"],
+            b"a",
+            {},
+        ),
+        *("\x1b[31mred", "a\x9bb", "mine\u200e", "\u202eenim", "mi\u2066ne\u2069", "mi\u200bne"),
+        *(
+            "mi\u200dne",
+            "mine\ufeff",
+            "mi\u00adne",
+            "mi\u2060ne",
+            "\u3164",
+            "mine\ufe0f",
+            "a\U000e0061",
+        ),
+    ],
 )
 def test_names_that_are_refused(store, name):
     for call in (
@@ -141,8 +167,9 @@ def test_names_that_are_refused(store, name):
         lambda: store.load(name),
         lambda: store.delete(name),
     ):
-        with pytest.raises(PresetError, match=r"preset name .* is refused"):
+        with pytest.raises(PresetError, match=r"preset name .* is refused") as caught:
             call()
+        assert not has_hidden(str(caught.value))
     assert files(store) == []
 
 
@@ -188,6 +215,42 @@ def test_names_are_compared_as_people_read_them(store):
     assert store.names()[len(BUILT_IN) :] == ["café"]
     store.save("  two   words ", {"delta": 0.3})
     assert store.load("two words")["delta"] == 0.3
+
+
+def test_capitals_make_no_other_preset_and_it_is_told_which_was_replaced(store):
+    store.save("Café", {"delta": 0.1})
+    assert store.save("Café", {"delta": 0.2}).replaced == ""
+    assert store.save("CAFÉ", {"delta": 0.3}).replaced == "Café"
+    assert store.save("new", {}).replaced == ""
+    assert store.names()[len(BUILT_IN) :] == ["CAFÉ", "new"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Straße", "STRASSE"),
+        ("Straße", "strasse"),
+        ("ﬁne", "fine"),
+        ("x²", "x2"),
+        ("No①", "No1"),
+        ("\u017ftar", "star"),
+        ("\u00bd", "1\u20442"),
+        ("\u0149", "\u02bcn"),
+        ("café", "cafe"),
+        ("\uff41", "a"),
+    ],
+)
+def test_names_that_differ_in_a_letter_are_two_presets(store, one, other):
+    store.save(one, {"delta": 0.1})
+    with pytest.raises(PresetError, match="no preset"):
+        store.load(other)
+    assert store.save(other, {"delta": 0.2}).replaced == ""
+    assert store.load(one)["delta"] == 0.1
+    assert store.load(other)["delta"] == 0.2
+    assert len(files(store)) == 2
+    store.delete(one)
+    assert store.load(other)["delta"] == 0.2
+    assert store.problems() == []
 
 
 @given(st.text(max_size=NAME_LIMIT + 5))
@@ -238,6 +301,18 @@ def test_a_broken_file_is_named_and_the_others_load(store):
     named = next(p for p in problems if "bad-value.json" in p)
     assert "delta" in named
     assert "from 0 to 1" in named
+
+
+def test_what_is_said_of_the_folder_can_be_shown(tmp_path):
+    store = PresetStore(tmp_path / "\x1b[31m\u202e")
+    put(store, "\x1b[2J.json", {"name": "a\u202eb", "settings": {}})
+    put(store, "<b>\n.json", {"name": "x", "settings": {"\x1b": 1}})
+    put(store, "c.json", {"name": "y", "settings": {"delta": "\x1b[31m"}})
+    (tmp_path / "file").write_text("")
+    said = [*store.problems(), *PresetStore(tmp_path / "file" / "\x1b").problems()]
+    assert len(said) == 4
+    assert not any(map(has_hidden, said))
+    assert sum("Delta (delta) = " in problem for problem in said) == 1
 
 
 def test_a_preset_of_a_newer_version_loads_what_is_known(store):
