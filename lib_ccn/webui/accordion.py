@@ -23,15 +23,15 @@ __all__ = ["TITLE", "Accordion"]
 log = logging.getLogger(__name__)
 
 _README = Path(__file__).resolve().parents[2] / "README.md"
-_ABOUT = f"""
-Lets several ControlNets work on one picture without one drowning the other. Enable two or more
-ControlNet units: the strongest wins in each place (PixFusion, ChannelFusion), and the background
-units learn where the foreground object is (KV-Injection).
-
-The method: Liu et al., [Cross-ControlNet: Training-Free Fusion of Multiple Conditions for
-Text-to-Image Generation](https://openreview.net/forum?id=89j1hUxOiF), ICLR 2026. How to use it:
-[README]({file_url(_README)}).
-"""
+# One line for each paragraph: gradio 3.41 shows the line ends of a Markdown text as they are.
+_ABOUT = (
+    "Lets several ControlNets work on one picture without one drowning the other. Enable two or "
+    "more ControlNet units: the strongest wins in each place (PixFusion, ChannelFusion), and the "
+    "background units learn where the foreground object is (KV-Injection).",
+    "The method: Liu et al., [Cross-ControlNet: Training-Free Fusion of Multiple Conditions for "
+    "Text-to-Image Generation](https://openreview.net/forum?id=89j1hUxOiF), ICLR 2026. How to use "
+    f"it: [README]({file_url(_README)}).",
+)
 
 
 class Accordion:
@@ -143,7 +143,7 @@ def _short_help(setting: Setting) -> str:
 
 def _about() -> str:
     settings = [f"- **{fields()[name].label}**: {fields()[name].help}" for name in PAGE[1:]]
-    return _ABOUT + "\n" + "\n".join(settings)
+    return "\n\n".join([*_ABOUT, "\n".join(settings)])
 
 
 def _loaded(presets: PresetStore, preset: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -34,7 +35,7 @@ def input_accordion(label: str, elem_id: str) -> tuple[Any, Any]:
 def file_url(path: Path) -> str:
     """Where the page finds a file of this machine that it is allowed to show."""
     route = "file=" if _MAJOR < 5 else "gradio_api/file="
-    return f"{route}{path.as_posix()}"
+    return route + quote(path.as_posix(), safe="/:")
 
 
 def mask_editor(label: str, elem_id: str) -> list[Any]:

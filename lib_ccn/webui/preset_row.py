@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 from gradio.context import Context
 
-from ..settings import SettingsError
+from ..settings import SettingsError, page_message
+from ..showable import shown_value
 from .arguments import plain_value
 from .infotext import page_value
 from .presets import METHOD, SCENE, PresetError, PresetStore
@@ -49,7 +51,7 @@ class PresetRow:
                 self._delete = gr.Button(
                     "Delete preset", size="sm", elem_id=f"{element_id}_preset_delete"
                 )
-        self._message = gr.Markdown("", elem_id=f"{element_id}_preset_message")
+        self._message = gr.HTML("", elem_id=f"{element_id}_preset_message")
         for component in (self._chosen, self._name, self._save, self._delete):
             # The WebUI shall not keep them as the page's defaults.
             component.do_not_save_to_config = True
@@ -77,7 +79,7 @@ class PresetRow:
                 gr.update(value=page_value(name, values[name])) if name in values else gr.update()
                 for name in names
             ]
-            return [_said(f"Loaded {preset!r}."), *shown]
+            return [_said(f"Loaded {shown_value(preset)}."), *shown]
 
         def save(preset: str | None, name: str | None, *values: Any) -> list[Any]:
             name = (name or "").strip() or preset
@@ -86,9 +88,13 @@ class PresetRow:
             given = {k: plain_value(k, v) for k, v in zip(names, values, strict=True)}
             try:
                 saved = self._store.save(name, given)
-            except (PresetError, SettingsError) as error:
+            except PresetError as error:
                 return [_said(error), gr.update(), gr.update()]
-            return [_said(f"Saved {saved.name!r}."), self._choices(saved.name), gr.update(value="")]
+            except SettingsError as error:
+                return [_said(page_message(error)), gr.update(), gr.update()]
+            instead = f" in place of {shown_value(saved.replaced)}" if saved.replaced else ""
+            said = _said(f"Saved {shown_value(saved.name)}{instead}.")
+            return [said, self._choices(saved.name), gr.update(value="")]
 
         def delete(preset: str | None) -> list[Any]:
             if not preset:
@@ -97,7 +103,7 @@ class PresetRow:
                 self._store.delete(preset)
             except PresetError as error:
                 return [_said(error), gr.update()]
-            return [_said(f"Deleted {preset!r}."), self._choices(None)]
+            return [_said(f"Deleted {shown_value(preset)}."), self._choices(None)]
 
         def refresh() -> list[Any]:
             return [gr.update(choices=self._store.names()), _said(" ".join(self._store.problems()))]
@@ -119,4 +125,5 @@ class PresetRow:
 
 
 def _said(text: object) -> Any:
-    return gr.update(value=str(text))
+    """The message as text: what a name or a folder holds is no markup."""
+    return gr.update(value=html.escape(str(text)))

@@ -1,0 +1,118 @@
+"""What the accordion shows of text: its own in whole paragraphs, others' as text and not markup."""
+
+import html
+import importlib
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from lib_ccn.settings import fields
+from lib_ccn.showable import has_hidden
+from lib_ccn.webui.arguments import PAGE
+from lib_ccn.webui.presets import PresetStore
+from lib_ccn.webui.refusal import RefusedError
+from lib_ccn.webui.unit_choices import unit_choices
+
+gradio = pytest.importorskip("gradio", reason="gradio is not installed")
+accordion = importlib.import_module("lib_ccn.webui.accordion")
+gradio_versions = importlib.import_module("lib_ccn.webui.gradio_versions")
+preset_row = importlib.import_module("lib_ccn.webui.preset_row")
+
+MARKUP = ["*md*", "<b>bold</b>", "[a](b)", "# a", "`a`", "&amp;", '<img src="x" onerror="a()">']
+
+
+@pytest.fixture
+def row(tmp_path):
+    """The row of presets, with its events by name, and its store."""
+    store = PresetStore(tmp_path / "presets")
+    with gradio.Blocks() as page:
+        made = preset_row.PresetRow("tab", store)
+        controls = {name: gradio.Textbox() for name in PAGE}
+        made.connect(controls, gradio.Checkbox())
+    events = {fn.fn.__name__: fn.fn for fn in page.fns.values()}
+    return SimpleNamespace(store=store, page=page, made=made, **events)
+
+
+def said(answer):
+    return answer[-1 if len(answer) == 2 and "choices" in answer[0] else 0]["value"]
+
+
+def values():
+    return [fields()[name].default for name in (*preset_row.METHOD, *preset_row.SCENE)]
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_a_preset_s_name_is_text(row, name):
+    for answer in (
+        row.save(None, name, *values()),
+        row.load(name),
+        row.load(name + "?"),
+        row.delete(name),
+        row.delete(name),
+    ):
+        shown = said(answer)
+        assert name in html.unescape(shown)
+        assert not re.search(r"<|&(?!#?\w+;)", shown)
+    assert isinstance(row.made._message, gradio.HTML), "Markdown would read it"
+
+
+@pytest.mark.parametrize("name", [*MARKUP, "\x1b[31m", "\u202e"])
+def test_what_is_wrong_with_the_folder_is_text(row, name):
+    row.store.folder.mkdir()
+    content = {"name": "x", "settings": {"delta": name}}
+    (row.store.folder / "a.json").write_text(json.dumps(content), "utf-8")
+    shown = said(row.refresh())
+    assert "Delta (delta)" in shown
+    assert "<" not in shown
+    assert not has_hidden(shown)
+
+
+def test_a_refused_value_is_told_by_its_label(row):
+    given = values()
+    given[0] = "mix"
+    assert "Fusion mode (fusion) = 'mix' is refused" in html.unescape(
+        said(row.save("", "a", *given))
+    )
+
+
+def test_it_is_said_which_preset_was_replaced(row):
+    row.save(None, "Mine", *values())
+    assert (
+        html.unescape(said(row.save(None, "mine", *values()))) == "Saved 'mine' in place of 'Mine'."
+    )
+    assert html.unescape(said(row.save("mine", "", *values()))) == "Saved 'mine'."
+
+
+def test_every_paragraph_of_about_is_one_line():
+    """gradio 3.41 shows the line ends inside of one."""
+    paragraphs = accordion._about().split("\n\n")
+    assert len(paragraphs) == 3
+    for paragraph in paragraphs:
+        lines = paragraph.split("\n")
+        assert len(lines) == 1 or all(line.startswith("- **") for line in lines)
+
+
+def test_no_markdown_or_help_of_the_page_has_a_line_end(tmp_path):
+    with gradio.Blocks() as page:
+        accordion.Accordion("txt2img", PresetStore(tmp_path), "", 3)
+    for block in page.blocks.values():
+        info = getattr(block, "info", None) or ""
+        assert "\n" not in info
+        if isinstance(block, gradio.Markdown) and block.value != accordion._about():
+            assert "\n" not in block.value.strip()
+
+
+@pytest.mark.parametrize("folder", ["a b", "a(b)", "a#b", "50%", "ä"])
+def test_a_link_leads_to_any_folder(tmp_path, folder):
+    url = gradio_versions.file_url(tmp_path / folder / "README.md")
+    assert re.fullmatch(r"[\w/=.:%~-]+", url, re.ASCII)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x1b[31m", "\u202e", "a\nb"])
+def test_others_names_are_escaped(text):
+    assert not any(map(has_hidden, unit_choices([text, f"model {text}"])))
+    refused = RefusedError(f"preset {text}")
+    assert not has_hidden(str(refused.detail))
+    str(refused.detail).encode("utf-8")
