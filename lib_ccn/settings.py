@@ -287,14 +287,13 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def page_message(error: SettingsError) -> str:
+def page_message(error: Exception) -> str:
     """Return the error's message with the page's labels, each with the name that the API knows."""
-    setting = _FIELDS.get(error.field)
-    if setting is None:
-        return str(error)
+    if not isinstance(error, SettingsError) or error.field not in _FIELDS:
+        return showable(error)
     name = _labelled(error.field)
     allowed = _LONG_NAME.sub(lambda match: _labelled(match[0]), error.allowed)
-    if setting.kind == "image" and error.value is None:
+    if _FIELDS[error.field].kind == "image" and error.value is None:
         return showable(f"{name} is missing: expected {allowed}", MESSAGE_LIMIT)
     return error.told(name, allowed)
 

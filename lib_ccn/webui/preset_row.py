@@ -88,9 +88,7 @@ class PresetRow:
             given = {k: plain_value(k, v) for k, v in zip(names, values, strict=True)}
             try:
                 saved = self._store.save(name, given)
-            except PresetError as error:
-                return [_said(error), gr.update(), gr.update()]
-            except SettingsError as error:
+            except (PresetError, SettingsError) as error:
                 return [_said(page_message(error)), gr.update(), gr.update()]
             instead = f" in place of {shown_value(saved.replaced)}" if saved.replaced else ""
             said = _said(f"Saved {shown_value(saved.name)}{instead}.")

@@ -346,9 +346,7 @@ def _write(path: Path, text: str) -> None:
             os.close(descriptor)
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    if isinstance(error, SettingsError):
-        return page_message(error)
-    return showable(error) or type(error).__name__
+    return page_message(error) or type(error).__name__
