@@ -31,11 +31,13 @@ from .attention import (
     inject_keys_values,
     self_attention_layers,
 )
+from .errors import told, without_frames
 from .foreground import resize_mask, silhouette, token_grid
 from .fusion import fuse_residuals
 from .masking import WordMask
+from .outcome import Outcome
 from .prompt import TokenizedPrompt
-from .settings import Settings, SettingsError
+from .settings import Settings, SettingsError, fields
 from .units import Call, Role, Unit
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,13 @@ class Session:
         prompts: one per picture, or a single one for all; may be empty when unknown.
         encode: token ids of a text without special tokens, to find the foreground word.
         mask_image: bool [1 or pictures, H, W] for the mask source "image".
+
+    Attributes:
+        notes: what the user is to be told.
+        error: what made the method stand aside; without its frames, unless it is raised.
+        outcome: what was done so far.
+        ended_early: to be set where the run is broken off.
+        shortfalls: once closed, what was asked for and did not happen, each also a note.
 
     Raises:
         SettingsError: `foreground_unit` or `background_unit` names no eligible unit, or the mask
@@ -74,7 +83,9 @@ class Session:
         self.units = list(units)
         self.notes: list[str] = []
         self.error: Exception | None = None
-        self.injected = 0
+        self.ended_early = False
+        self.shortfalls: list[str] = []
+        self.outcome = Outcome(settings)
         self._assign_roles()
         self._note_layers()
         self._image = mask_image
@@ -83,10 +94,11 @@ class Session:
         self._step: int | None = None
         self._store: KeyValueStore = {}
         self._active: set[Unit] = set()
+        self._ever_active: set[Unit] = set()
         self._masks: dict[tuple[tuple[int, int], int], Tensor | None] = {}
         self.mask: Tensor | None = None
         self.usable: Tensor | None = None
-        if self._reads_word:
+        if self.settings.reads_word:
             self._word.attach()
 
     # What the host adapter calls
@@ -102,9 +114,11 @@ class Session:
         if self.error is not None:
             return
         self._active = set(self.units if active is None else active)
+        self._ever_active |= self._active
         try:
             self._begin(call)
             self._call = call
+            self.outcome.begin(call.step, (unit.role for unit in self._active), self._has_mask)
         except Exception as error:
             self._fail(error)
 
@@ -121,7 +135,8 @@ class Session:
                 return forward()
         except Exception as error:
             self._fail(error)
-            return forward()
+        # Inside the handler what the failed forward held would still be in memory.
+        return forward()
 
     @contextmanager
     def running(self, unit: Unit) -> Iterator[None]:
@@ -134,7 +149,8 @@ class Session:
         else:
             with self.injecting(unit) as tally:
                 yield
-            self.injected += tally.injected
+            if self._call is not None:
+                self.outcome.inject(self._call.step, tally.injected)
 
     def fuse(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> list[Tensor]:
         """One list of residuals for the UNet from those of the units that took part.
@@ -145,19 +161,21 @@ class Session:
         self._store.clear()
         everyone = [unit for unit in self.units if unit in residuals]
         fusable = [unit for unit in everyone if unit.eligible]
-        plain = self.settings.fusion == "sum" or len(fusable) < 2 or self.error is not None
-        if not plain:
+        if self.error is None:
             try:
-                fused = fuse_residuals(
-                    [residuals[unit] for unit in fusable], self.settings.fusion, self.settings.delta
-                )
                 self._observe(residuals)
-                others = [residuals[unit] for unit in everyone if not unit.eligible]
-                return _sum([fused, *others])
+                if self.settings.fusion != "sum" and len(fusable) > 1:
+                    fused = fuse_residuals(
+                        [residuals[unit] for unit in fusable],
+                        self.settings.fusion,
+                        self.settings.delta,
+                    )
+                    others = [residuals[unit] for unit in everyone if not unit.eligible]
+                    total = _sum([fused, *others])
+                    self.outcome.fused += 1
+                    return total
             except Exception as error:
                 self._fail(error)
-        elif self.error is None:
-            self._observe(residuals)
         return _sum([residuals[unit] for unit in everyone])
 
     def end_call(self) -> None:
@@ -175,7 +193,14 @@ class Session:
                 self._read_word(self._call)
 
     def close(self) -> None:
-        """Remove every hook and let go of every tensor but the last mask; may be repeated."""
+        """Remove every hook and let go of every tensor but the last mask; may be repeated.
+
+        What was asked for and did not happen is noted now.
+        """
+        if self.error is None and not self.ended_early:
+            self.shortfalls = self.outcome.shortfalls()
+            for text in self.shortfalls:
+                self.note(text)
         self._word.detach()
         self._store.clear()
         self._masks.clear()
@@ -200,22 +225,40 @@ class Session:
         """The foreground word's map behind `mask`, float [pictures, H, W] in [0, 1], or None."""
         return self._word.heat
 
+    @property
+    def injected(self) -> int:
+        """Attention layers that keys and values were injected into, over all calls."""
+        return self.outcome.injections
+
+    def words(self, pictures: int) -> list[str]:
+        """The word that each picture's mask is from, "star" or "star (automatic)"; "" for none."""
+        several = len(self._word.prompts) > 1
+        return [self._shown_word(number if several else 0) for number in range(pictures)]
+
+    def _shown_word(self, prompt: int) -> str:
+        word = self._word.chosen.get(prompt)
+        if not word:
+            return ""
+        return word if self.settings.foreground_word else f"{word} (automatic)"
+
     def summary(self) -> str:
-        """What was done, in one line."""
+        """What was done so far, in one line."""
         units = ", ".join(
-            f"{u.name or f'unit {i}'} ({u.role.value})" for i, u in enumerate(self.units)
+            f"{unit.name or f'unit {unit.number}'} ({self._part(unit)})" for unit in self.units
         )
-        parts = [f"{units}: {self.settings.fusion}, delta {self.settings.delta:g}"]
+        parts = [f"{units}: {self.outcome.fusion()}"]
         if self.settings.inject:
             source = self.settings.mask_source
-            words = sorted({f"'{w}'" for w in self._word.chosen.values() if w})
-            mask = f"{source} {', '.join(words)}" if source == "word" and words else source
-            parts.append(
-                f"KV-Injection from step {self.settings.start_step}, "
-                f"layer {self.settings.start_layer}, mask from {mask}"
-                + ("" if self.injected else " (nothing injected)")
-            )
+            shown = (self._shown_word(prompt) for prompt in sorted(self._word.chosen))
+            words = ", ".join(dict.fromkeys(filter(None, shown)))
+            mask = f"{source} {words}" if source == "word" and words else source
+            parts.append(self.outcome.injection(mask))
         return "; ".join([*parts, *self.notes])
+
+    def _part(self, unit: Unit) -> str:
+        """A unit's role in what was done."""
+        took_part = not self.outcome.calls or unit in self._ever_active
+        return unit.role.value if took_part else "took no part"
 
     # What depends on the kind of attention
 
@@ -253,11 +296,6 @@ class Session:
 
     # How it is done
 
-    @property
-    def _reads_word(self) -> bool:
-        wanted = self.settings.inject or self.settings.show_mask
-        return wanted and self.settings.mask_source == "word"
-
     def _assign_roles(self) -> None:
         eligible = [unit for unit in self.units if unit.eligible]
         for place, unit in enumerate(self.units):
@@ -292,12 +330,18 @@ class Session:
         start = self.settings.start_layer
         last = max((layer.layer for unit in background for layer in unit.layers), default=-1)
         if 0 <= last < start:
-            self.note(f"start_layer {start} is beyond the last ({last}): nothing is injected")
+            label = fields()["start_layer"].label.lower()
+            self._explain(f"the {label} is {start}, beyond the last ({last}): nothing is injected")
         elif not any(self.partners(u) for u in self.units if u.role is Role.FOREGROUND):
-            self.note(
+            self._explain(
                 "the foreground and background units have no attention layer in common: "
                 "nothing is injected"
             )
+
+    def _explain(self, text: str) -> None:
+        """Note why nothing is injected."""
+        self.note(text)
+        self.outcome.explained = True
 
     def _begin(self, call: Call) -> None:
         if self._word.error is not None:
@@ -305,7 +349,7 @@ class Session:
         if not call.whole:
             self._word.pause()
             if self.settings.inject:
-                self.note("the UNet works on tiles: the units are fused, nothing is injected")
+                self._explain("the UNet works on tiles: nothing is injected")
             return
         if self._step is None or call.step != self._step:
             self._step = call.step
@@ -313,7 +357,7 @@ class Session:
         self._read_word(call)
 
     def _read_word(self, call: Call) -> None:
-        if not self._reads_word or not call.whole:
+        if not self.settings.reads_word or not call.whole:
             return
         if call.prompts is not None:
             self._word.change_prompts(call.prompts)
@@ -331,6 +375,7 @@ class Session:
             if found is None:
                 return
             self.mask, self.usable = found
+            self._masks.clear()
         elif self.mask is None:
             if source == "all":
                 self.mask = torch.ones(pictures, 1, 1, dtype=torch.bool)
@@ -340,7 +385,6 @@ class Session:
                 self.mask = self._silhouette(call, pictures)
             if self.mask is not None:
                 self.usable = torch.ones(len(self.mask), dtype=torch.bool)
-        self._masks.clear()
 
     def _silhouette(self, call: Call, pictures: int) -> Tensor | None:
         foreground = next((u for u in self.units if u.role is Role.FOREGROUND), None)
@@ -357,6 +401,10 @@ class Session:
         return silhouette(condition[rows].detach().cpu().float()).expand(pictures, -1, -1)
 
     @property
+    def _has_mask(self) -> bool:
+        return self.mask is not None and self.usable is not None and bool(self.usable.any())
+
+    @property
     def _injects(self) -> bool:
         return (
             self.error is None
@@ -364,9 +412,7 @@ class Session:
             and self._call.whole
             and self.settings.inject
             and self._call.step >= self.settings.start_step
-            and self.mask is not None
-            and self.usable is not None
-            and bool(self.usable.any())
+            and self._has_mask
             and len({unit for unit in self._active if unit.eligible}) > 1
         )
 
@@ -394,7 +440,7 @@ class Session:
 
     def _observe(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> None:
         """Keep the foreground unit's deviation where the automatic word needs it."""
-        if self._call is None or not self._reads_word:
+        if self._call is None or not self.settings.reads_word:
             return
         for unit, tensors in residuals.items():
             if unit.role is Role.FOREGROUND:
@@ -410,10 +456,10 @@ class Session:
             self.close()
             raise error
         if self.error is None:
-            self.error = error
             text = f"stood aside after an error, the units are summed: {_describe(error)}"
             self.notes.append(text)
-            log.warning("Cross-ControlNet %s", text, exc_info=error)
+            log.warning("Cross-ControlNet %s\n%s", text, told(error))
+            self.error = without_frames(error)
         self.close()
 
 

@@ -323,7 +323,9 @@ def test_conditional_rows_that_are_not_known_are_noted_once(unet, nets):
                 recorded(session, unet, Call(SIZE, step, [0, 0], []), seed)
             assert bool(session.notes) == (step >= 2)
     assert session.injected == 0
-    assert len(session.notes) == 1
+    reason, consequence = session.notes
+    assert "not known" in reason
+    assert consequence == "nothing was injected: there was no foreground mask in steps 2 to 3"
     assert "which rows" in session.notes[0]
 
 
@@ -354,7 +356,8 @@ def test_an_encoder_without_pieces_needs_a_named_word(unet, nets):
         with Session(settings, unet, units, prompts, encode) as session:
             for step in range(3):
                 recorded(session, unet, a_call(step), step)
-        assert session.notes == said
+        assert session.notes[: len(said)] == said
+        assert session.notes[len(said) :] == session.shortfalls
         assert (session.injected > 0) == (word == "star")
         assert session.error is None
 

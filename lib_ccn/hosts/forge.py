@@ -1,11 +1,12 @@
-"""Forge, reForge and Forge Classic: ControlNets as a linked list in front of the UNet.
+"""Forge, Forge Neo, reForge and Forge Classic: ControlNets as a linked list in front of the UNet.
 
 `unet.controlnet_linked_list` is the newest ControlNet; its `get_control` asks
-`previous_controlnet` first and adds what it gets to its own residuals. One node of ours at the
-head of the list, with copies of the units behind it, sees each unit alone: it asks them one by
-one, without their predecessors, and fuses. Everything a unit does to its own residuals (strength,
-guidance range, control mode, region mask, soft weighting) happens inside its `get_control` and
-stays the host's. The node walks, loads and cleans up like any ControlNet of the list.
+`previous_controlnet` first and adds what it gets to its own residuals. We work on copies of the
+units, and the copy of the newest answers for all of them: it asks them one by one, without their
+predecessors, and fuses. Everything a unit does to its own residuals (strength, guidance range,
+control mode, region mask, soft weighting) happens inside its `get_control` and stays the host's.
+The list is as long as the host's own, and each of its links is of the host's own class, because
+others walk it too: what cuts the picture into tiles cuts the hint of each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..units import Call, Unit
 from . import controlnet_script
 from .controlnet_script import too_few
+from .in_front import is_in_front, put_in_front
 from .sampling import Sampling
 
 log = logging.getLogger(__name__)
@@ -50,10 +52,11 @@ def attach(sampling: Sampling) -> str | None:
     eligible = [control for control in controls if _eligible(control)]
     if len(eligible) < 2:
         return too_few(len(eligible), len(controls))
-    unet = objects.unet.clone()
-    unet.controlnet_linked_list = FusedControlNets(
-        controls, sampling, unet.model.diffusion_model, _named_models(sampling)
+    fused = FusedControlNets(
+        controls, sampling, objects.unet.model.diffusion_model, _named_models(sampling)
     )
+    unet = objects.unet.clone()
+    unet.controlnet_linked_list = fused.head
     objects.unet = unet
     return None
 
@@ -73,11 +76,11 @@ class NamedModel(NamedTuple):
 
 
 class FusedControlNets:
-    """A node for the host's list of ControlNets that stands for all the others.
+    """Copies of a host's ControlNets, of which the newest answers for all.
 
-    It quacks like the host's `ControlBase` as far as hosts and extensions ask: they walk the list
-    by `previous_controlnet`, set `transformer_options` and `cond_hint`, and call `pre_run`,
-    `cleanup`, `get_models`, `inference_memory_requirements` and `get_control`.
+    Attributes:
+        controls: the copies, in the order in which they were added; linked as the host's own.
+        head: the newest, for the host's list.
     """
 
     def __init__(
@@ -91,25 +94,16 @@ class FusedControlNets:
         self.unet = unet
         self.names = list(names)
         self.controls = [copy.copy(control) for control in controls]
-        previous = None
-        for control in self.controls:
-            control.previous_controlnet = previous
-            previous = control
-        self.previous_controlnet = previous
+        for older, newer in itertools.pairwise([None, *self.controls]):
+            newer.previous_controlnet = older
+        self.head = self.controls[-1]
+        self._head_alone = self.head.get_control
         self.units: list[Unit] | None = None
-        self.transformer_options: dict[str, Any] = {}
-        # Extensions that cut the picture into tiles cut every hint in the list, so there is one.
-        self.cond_hint: Any = None
-        self.cond_hint_original = self.controls[0].cond_hint_original
-        self.device = getattr(self.controls[0], "device", None)
-        self.strength = 1.0
-        self.timestep_range = None
-        self.timestep_percent_range = (0.0, 1.0)
+        put_in_front(self.head, "get_control", self._get_control)
+        put_in_front(self.head, "cleanup", self._cleanup)
 
-    # What the host asks of every ControlNet of the list
-
-    def get_control(
-        self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, *more: Any
+    def _get_control(
+        self, _own: Any, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, *more: Any
     ) -> dict[str, list[Any]] | None:
         """The residuals of all units as one: a fresh dict of fresh lists, as the host merges them.
 
@@ -117,11 +111,17 @@ class FusedControlNets:
         """
         arguments = (x_noisy, t, cond, batched_number, *more)
         try:
-            return self._fused(arguments, more[0] if more else self.transformer_options)
+            return self._fused(arguments, more[0] if more else self.head.transformer_options)
         except Exception as error:
-            # If it is the host's own, the host's own sum raises it again.
             self.sampling.fail(error)
-            return self._sum(arguments)
+        # If the error is the host's own, the host's own sum raises it again. It is made outside of
+        # the handler, where what the failed call held would still be in memory.
+        return self._sum(arguments)
+
+    def _cleanup(self, own: Any) -> None:
+        """The run is over."""
+        own()
+        self.sampling.close()
 
     def _sum(self, arguments: tuple[Any, ...]) -> dict[str, list[Any]] | None:
         return _total(self._alone(control, arguments) for control in self.controls)
@@ -157,41 +157,11 @@ class FusedControlNets:
         others = [results[u] for u in self.units if u in results and u not in fusable]
         return _total([{"middle": [middle], "output": output}, *others])
 
-    def pre_run(self, *_args: Any, **_kwargs: Any) -> None:
-        """The run begins; the host tells the units itself, walking the list."""
-
-    def cleanup(self) -> None:
-        """The run is over."""
-        self.sampling.close()
-
-    def get_models(self) -> list[Any]:
-        """The model patchers of all units."""
-        models: list[Any] = self._head.get_models()
-        return models
-
-    def get_extra_hooks(self) -> list[Any]:
-        """ComfyUI's hooks of all units, where the host knows these."""
-        ask = getattr(self._head, "get_extra_hooks", None)
-        return [] if ask is None else list(ask())
-
-    def inference_memory_requirements(self, dtype: Any) -> Any:
-        """Bytes that all units need beside their models."""
-        return self._head.inference_memory_requirements(dtype)
-
-    def set_previous_controlnet(self, controlnet: Any) -> FusedControlNets:
-        """Only the newest ControlNet is told its predecessor; ours has all of them already."""
-        raise RuntimeError("Cross-ControlNet's node heads the list already")
-
-    # How it is done
-
-    @property
-    def _head(self) -> Any:
-        return self.controls[-1]
-
     def _alone(self, control: Any, arguments: tuple[Any, ...]) -> Any:
         """What this unit says for itself."""
+        own = self._head_alone if control is self.head else control.get_control
         with _without_predecessors(control):
-            return control.get_control(*arguments)
+            return own(*arguments)
 
     def _make_units(self) -> list[Unit]:
         """A unit for every ControlNet; the host's own number and name where it is one of its."""
@@ -239,9 +209,9 @@ def _without_predecessors(control: Any) -> Iterator[None]:
 
 
 def _list(newest: Any) -> list[Any]:
-    """The ControlNets of a list in the order in which they were added, after a node of ours."""
+    """The ControlNets of a list in the order in which they were added, after ours, if any."""
     found = []
-    while newest is not None and not isinstance(newest, FusedControlNets):
+    while newest is not None and not is_in_front(newest, "get_control"):
         found.append(newest)
         newest = newest.previous_controlnet
     return found[::-1]

@@ -44,3 +44,8 @@ def put_in_front(
                 owner.__dict__[name] = previous
 
     return undo
+
+
+def is_in_front(owner: Any, name: str) -> bool:
+    """Whether `owner.name(...)` calls a function of ours first."""
+    return bool(getattr(getattr(owner, name, None), "is_cross_controlnet", False))

@@ -7,18 +7,25 @@ share is here: when the session begins, which step it is, which rows are whose.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ..errors import told, without_frames
+from ..prompt import TokenizedPrompt
 from ..session import Session
-from ..settings import Settings, SettingsError, fields
+from ..settings import Settings, SettingsError, fields, page_message
 from ..units import Call, Unit
 from .prompts import PromptBook, Tokenizer, prompt_book
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_NOT_ASKED = "the WebUI ran no ControlNet unit, so nothing was fused"
 
 
 @dataclass(eq=False)
@@ -37,6 +44,7 @@ class Sampling:
         aside: why the method does not take part in this run, or None.
         idle: whether that is because there is nothing to fuse in this run.
         error: what made it stand aside, if an error did.
+        interrupted: whether the user stopped it.
         resting: the numbers of units that the hires fix's other pass is for.
         on_close: what undoes the adapter's work, in the order in which it was done.
     """
@@ -52,9 +60,11 @@ class Sampling:
     aside: str | None = None
     idle: bool = False
     error: Exception | None = None
+    interrupted: bool = False
     resting: set[int] = field(default_factory=set)
     on_close: list[Callable[[], None]] = field(default_factory=list)
     _book: PromptBook | None = None
+    _unread: str | None = None
 
     @property
     def step(self) -> int:
@@ -83,25 +93,26 @@ class Sampling:
             return None
         if self.session is None and self.aside is None:
             try:
-                settings, notes = self._settings_for(units)
-                tokenizer = Tokenizer.of(self.p.sd_model)
-                word = self.settings.foreground_word
-                self._book = prompt_book(self.p, self.cond, self.hires, tokenizer, word)
-                missing = self._missing_word()
-                first = self._book.in_force(self.denoiser_step) if self._book else []
-                self.session = Session(
-                    settings,
-                    unet,
-                    units,
-                    [prompt for _part, prompt in first],
-                    None if tokenizer is None else tokenizer.encode,
-                    self.mask_image,
-                )
-                for text in [*notes, *([missing] if missing is not None else [])]:
-                    self.session.note(text)
+                self.session = self._make_session(unet, units)
             except Exception as error:
                 self.fail(error)
         return self.session if self.aside is None else None
+
+    def _make_session(self, unet: nn.Module, units: Sequence[Unit]) -> Session:
+        settings, notes = self._settings_for(units)
+        tokenizer = self._of_prompts(lambda: Tokenizer.of(self.p.sd_model), None)
+        word = self.settings.foreground_word
+        self._book = self._of_prompts(
+            lambda: prompt_book(self.p, self.cond, self.hires, tokenizer, word), None
+        )
+        missing = self._missing_word()
+        prompts = [prompt for _part, prompt in self._prompts_now()]
+        encode = None if tokenizer is None else tokenizer.encode
+        session = Session(settings, unet, units, prompts, encode, self.mask_image)
+        for text in [*notes, missing, self._unread]:
+            if text is not None:
+                session.note(text)
+        return session
 
     def fail(self, error: Exception) -> None:
         """Stand aside because of an error; with the setting `strict`, raise it.
@@ -109,16 +120,59 @@ class Sampling:
         What an adapter has put in front of the host stays until the run ends: the host may be in
         the middle of a call.
         """
+        if self.session is not None:
+            self.session.ended_early = True
         self._close_session()
         if self.settings.strict:
             self.error = error
             raise error
         if self.aside is None:
-            self.error = error
             known = isinstance(error, SettingsError)
-            self.aside = str(error) if known else f"{type(error).__name__}: {error}"
-            cause = None if known else error
-            log.warning("Cross-ControlNet stands aside: %s", self.aside, exc_info=cause)
+            kind = "" if known else f"{type(error).__name__}: "
+            self.aside = kind + page_message(error)
+            cause = "" if known else f"\n{told(error)}"
+            log.warning("Cross-ControlNet stands aside: %s%s", self.aside, cause)
+            self.error = without_frames(error)
+
+    def summary(self) -> str:
+        """What was done in this run, in one line."""
+        if self.aside is not None:
+            return f"the units are summed: {self.aside}"
+        return _NOT_ASKED if self.session is None else self.session.summary()
+
+    def notes(self) -> list[str]:
+        """What the user is to be told of this run."""
+        if self.session is None and self.aside is None:
+            return [_NOT_ASKED]
+        aside = [] if self.aside is None else [self.aside]
+        return [*aside, *(self.session.notes if self.session is not None else ())]
+
+    def refusal(self, sufficed: bool) -> str | None:
+        """Why the setting `strict` refuses this run, once it is over.
+
+        Args:
+            sufficed: another pass of the generation did all that was asked, so that it is no
+                matter where there was nothing to do in this one.
+        """
+        if self.aside is not None:
+            return None if self.idle and sufficed else self.aside
+        shortfalls = [_NOT_ASKED] if self.session is None else self.session.shortfalls
+        return None if sufficed or not shortfalls else shortfalls[0]
+
+    @property
+    def did_all(self) -> bool:
+        """Whether everything was done that was asked for."""
+        done = self.aside is None and self.session is not None
+        return done and self.refusal(False) is None
+
+    @property
+    def needless(self) -> bool:
+        """Whether there is nothing to tell: the host's sum was wanted, or nothing was begun."""
+        if self.session is not None or self.aside is not None:
+            return False
+        settings = self.settings
+        asked = settings.fusion != "sum" or settings.inject or settings.show_mask
+        return self.interrupted or not asked
 
     def call(
         self,
@@ -138,8 +192,8 @@ class Sampling:
         whole = whole and max(pictures) < self.pictures
         prompts = None
         parts = [0] * self.pictures
-        if whole and self._book is not None:
-            chosen = self._book.in_force(self.denoiser_step)
+        chosen = self._prompts_now() if whole else []
+        if chosen:
             parts = [part for part, _prompt in chosen]
             prompts = [prompt for _part, prompt in chosen]
         # A batch may come in pieces: the call has the rows of some pictures only.
@@ -149,9 +203,11 @@ class Sampling:
 
     def parts_of(self, context: Tensor | None, rows: Sequence[int]) -> list[int]:
         """Which sub-prompt each of these rows of the first picture is, by its text context."""
+        unknown = list(range(len(rows)))
         if self._book is None or context is None:
-            return list(range(len(rows)))
-        return self._book.parts_of(context, rows, self.denoiser_step)
+            return unknown
+        book, step = self._book, self.denoiser_step
+        return self._of_prompts(lambda: book.parts_of(context, rows, step), unknown)
 
     def parts_per_picture(self) -> list[int]:
         """How many sub-prompts each picture has."""
@@ -181,12 +237,38 @@ class Sampling:
     def _missing_word(self) -> str | None:
         """Why the named word is of no use, known before the first step; refused with `strict`."""
         settings = self.settings
-        wanted = (settings.inject or settings.show_mask) and settings.mask_source == "word"
-        missing = self._book.missing_word() if wanted and self._book is not None else None
+        if not settings.reads_word or self._book is None:
+            return None
+        missing = self._of_prompts(self._book.missing_word, None)
         if missing is not None and settings.strict:
             allowed = f"a word or phrase of the prompt ({missing})"
             raise SettingsError("foreground_word", settings.foreground_word, allowed)
         return missing
+
+    def _prompts_now(self) -> list[tuple[int, TokenizedPrompt]]:
+        """For each picture the sub-prompt in force, and its tokens; empty where not known."""
+        if self._book is None:
+            return []
+        book, step = self._book, self.denoiser_step
+        return self._of_prompts(lambda: book.in_force(step), [])
+
+    def _of_prompts(self, ask: Callable[[], Result], otherwise: Result) -> Result:
+        """What is known of the prompts. What goes wrong there costs the word, not the fusion.
+
+        With the setting `strict` it is raised, where a word is wanted.
+        """
+        try:
+            return ask()
+        except Exception as error:
+            if self.settings.strict and self.settings.reads_word:
+                raise
+            self._book = None
+            log.debug("Cross-ControlNet cannot read the prompt\n%s", told(error))
+            if self.settings.reads_word:
+                self._unread = f"the prompt could not be read ({type(error).__name__}: {error})"
+                if self.session is not None:
+                    self.session.note(self._unread)
+        return otherwise
 
     def failed_with(self, error: Exception) -> bool:
         """Whether this exception came out of the method, and not out of the host."""
@@ -204,7 +286,9 @@ class Sampling:
         self.p = self.cond = self._book = None
 
     def _close_session(self) -> None:
+        self.interrupted |= _is_interrupted()
         if self.session is not None:
+            self.session.ended_early |= self.interrupted
             _quietly(self.session.close)
 
 
@@ -213,3 +297,9 @@ def _quietly(undo: Callable[[], None]) -> None:
         undo()
     except Exception as error:  # the next thing must be undone all the same
         log.warning("Cross-ControlNet could not clean up: %s", error, exc_info=error)
+
+
+def _is_interrupted() -> bool:
+    """Whether the user has asked the WebUI to stop."""
+    state = getattr(sys.modules.get("modules.shared"), "state", None)
+    return bool(getattr(state, "interrupted", False) or getattr(state, "skipped", False))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -23,7 +23,8 @@ from ..hosts import a1111, forge
 from ..hosts.in_front import put_in_front
 from ..hosts.sampling import Sampling
 from ..images import decode_mask
-from ..settings import Settings, SettingsError, fields
+from ..settings import Settings, SettingsError, fields, page_message
+from ..showable import showable
 from . import options
 from .arguments import Request
 from .pictures import mask_strip
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 HOSTS = (forge, a1111)
 NOTE = "CCN note"
+WORD = "CCN word"
 
 
 class Generations:
@@ -121,8 +123,9 @@ class Generation:
         self._mask_image: Tensor | None = None
         self._samplings: list[Sampling] = []
         self._strips: list[tuple[int, Image.Image]] = []
+        self._words: list[str] = []
         self._host: Any = next((host for host in HOSTS if host.is_here(p)), None)
-        self._write_settings()
+        self._write_settings(request.to_infotext())
 
     @property
     def wanted(self) -> bool:
@@ -136,7 +139,7 @@ class Generation:
                 self.settings.check_usable()
                 self._mask_image = decode_mask(self.settings)
             except SettingsError as error:
-                self._problem = str(error)
+                self._problem = page_message(error)
         if self._problem is None and self._host is None:
             self._problem = "no ControlNet that it can work with is installed"
         if self._problem is not None:
@@ -199,6 +202,7 @@ class Generation:
 
     def note(self, text: str) -> None:
         """Tell the user something: in the picture's text, and under the picture."""
+        text = showable(text)
         if text not in self.notes:
             self.notes.append(text)
             self.p.extra_generation_params[NOTE] = "; ".join(self.notes)
@@ -220,10 +224,10 @@ class Generation:
 
     # How it is done
 
-    def _write_settings(self) -> None:
+    def _write_settings(self, texts: Mapping[str, str]) -> None:
         """Into the picture's text; None where there is nothing, as grids share the mapping."""
         names = {setting.infotext: None for setting in fields().values() if setting.infotext}
-        self.p.extra_generation_params.update({**names, NOTE: None, **self.settings.to_infotext()})
+        self.p.extra_generation_params.update({**names, NOTE: None, WORD: None, **texts})
 
     def _sample(self, own: Callable[[], Any]) -> Any:
         self._samplings, self.masks = [], None
@@ -232,7 +236,7 @@ class Generation:
             result = own()
         except Exception as error:
             if self.strict and any(s.failed_with(error) for s in self._samplings):
-                raise RefusedError(str(error)) from error
+                raise RefusedError(page_message(error)) from error
             raise
         finally:
             self._close_samplings()
@@ -254,25 +258,34 @@ class Generation:
         With the hires fix a unit may be for one pass only: where there is nothing to fuse in one
         of them, it is enough that the other has it.
         """
-        took_part = any(sampling.aside is None for sampling in self._samplings)
+        sufficed = any(sampling.did_all for sampling in self._samplings)
         for sampling in self._samplings:
-            session = sampling.session
-            if session is None and sampling.aside is None:
-                continue  # nothing was asked of the units
-            which = "hires pass: " if sampling.hires else ""
-            if sampling.aside is not None:
-                self.note(which + sampling.aside)
-                if not (sampling.idle and took_part):
-                    self._refuse(which + sampling.aside)
-            if session is None:
+            if sampling.needless:
                 continue
-            for text in session.notes:
+            which = "hires pass: " if sampling.hires else ""
+            for text in sampling.notes():
                 self.note(which + text)
-            if session.mask is not None:
+            log.info("%s%s", which, sampling.summary())
+            session = sampling.session
+            if session is not None and session.mask is not None:
                 self.masks = session.mask.expand(sampling.pictures, -1, -1)
-            log.info("%s%s", which, session.summary())
+                self._write_words([showable(word) for word in session.words(sampling.pictures)])
+            refusal = sampling.refusal(sufficed)
+            self._refuse(None if refusal is None else which + refusal)
         if self.settings.show_mask and self.masks is None and not self.notes:
             self.note("there is no mask to show: too few steps")
+
+    def _write_words(self, words: Sequence[str]) -> None:
+        """Which word each picture's mask is from, where the method chose it."""
+        if self.settings.foreground_word or not any(words):
+            return
+        first = int(getattr(self.p, "iteration", 0)) * int(self.p.batch_size)
+        self._words += [""] * (first + len(words) - len(self._words))
+        self._words[first : first + len(words)] = map(showable, words)
+        several = len(set(self._words)) > 1
+        self.p.extra_generation_params[WORD] = list(self._words) if several else self._words[0]
+        for word in dict.fromkeys(filter(None, words)):
+            self.p.comment(f"Cross-ControlNet: foreground word: {showable(word)}")
 
     def _close_samplings(self) -> None:
         for sampling in self._samplings:

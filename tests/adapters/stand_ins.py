@@ -49,6 +49,13 @@ class Control:
             self.control_model.zero_convs = torch.nn.ModuleList()
             self.control_model.middle_block_out = torch.nn.Identity()
 
+        self.cleaned = False
+
+    def cleanup(self):
+        if self.previous_controlnet is not None:
+            self.previous_controlnet.cleanup()
+        self.cleaned = True
+
     def get_control(self, x, t, cond, count):
         before = None
         if self.previous_controlnet is not None:
@@ -74,6 +81,13 @@ def chain(*controls):
     for older, newer in pairwise(controls):
         newer.previous_controlnet = older
     return controls[-1]
+
+
+def walk(head):
+    """As hosts and extensions do."""
+    while head is not None:
+        yield head
+        head = head.previous_controlnet
 
 
 def ask(control, t=0.5):

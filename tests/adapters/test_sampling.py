@@ -1,17 +1,21 @@
 """One sampling: whose rows are whose, steps, errors, and methods put in front."""
 
 import re
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import lib_ccn.hosts.sampling as sampling_module
 from lib_ccn.hosts.a1111 import RowClock
+from lib_ccn.hosts.forge import FusedControlNets
 from lib_ccn.hosts.in_front import put_in_front
+from lib_ccn.prompt import Token, TokenizedPrompt
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.units import Role, Unit
 
-from .stand_ins import a_sampling, conditioning
+from .stand_ins import Control, a_sampling, ask, chain, conditioning
 
 
 class TestRowClock:
@@ -113,6 +117,112 @@ class TestSampling:
             strict.fail(error)
         assert strict.failed_with(error)
         assert not strict.failed_with(RuntimeError("the host's"))
+
+
+def a_broken_book(at):
+    """A book of prompts in which something goes wrong at one of its ends."""
+
+    class Book:
+        def missing_word(self):
+            return 1 / 0 if at == "missing_word" else None
+
+        def in_force(self, step):
+            if at == "in_force" or (at == "a later step" and step > 0):
+                raise KeyError("no such schedule")
+            return [(0, prompt_of("star"))] * 2
+
+        def parts_of(self, context, rows, step):
+            raise ValueError("no such part")
+
+    if at == "making it":
+        raise TypeError("takes 2 positional arguments but 4 were given")
+    return Book()
+
+
+def prompt_of(word):
+    return TokenizedPrompt((Token(1, 1, f"{word}</w>"),))
+
+
+class TestPromptsThatCannotBeRead:
+    """What goes wrong there costs the word, not the fusion."""
+
+    def begin(self, monkeypatch, at, **settings):
+        monkeypatch.setattr(sampling_module, "prompt_book", lambda *args: a_broken_book(at))
+        if at == "tokenizer":
+            monkeypatch.setattr(sampling_module.Tokenizer, "of", lambda model: 1 / 0)
+        sampling = a_sampling()
+        sampling.p.sd_model = SimpleNamespace()
+        sampling.settings = Settings(foreground_word="star", **settings)
+        units = [Unit(torch.nn.Module(), number=number) for number in (0, 1)]
+        sampling.begin(torch.nn.Module(), units)
+        return sampling
+
+    def said(self, sampling):
+        """What the user is told of the prompt; these units have no attention, which is another."""
+        return [note for note in sampling.session.notes if "attention" not in note]
+
+    @pytest.mark.parametrize("at", ["tokenizer", "making it", "missing_word", "in_force"])
+    def test_the_session_begins_and_says_so(self, monkeypatch, at):
+        sampling = self.begin(monkeypatch, at)
+        assert sampling.aside is None
+        assert any("the prompt could not be read" in note for note in sampling.session.notes)
+        assert sampling.call((8, 8), [0, 1], {(0, 0): 0, (1, 0): 1}).whole
+
+    def test_later_too(self, monkeypatch):
+        sampling = self.begin(monkeypatch, "a later step")
+        assert self.said(sampling) == []
+        rows = {(0, 0): 2, (1, 0): 3}
+        assert sampling.call((8, 8), [0, 1, 0, 1], rows).prompts == [prompt_of("star")] * 2
+        sampling.p.sampler.model_wrap_cfg.step = 1
+        call = sampling.call((8, 8), [0, 1, 0, 1], rows)
+        assert (list(call.conditional), call.prompts) == ([2, 3], None)
+        assert self.said(sampling) == [
+            "the prompt could not be read (KeyError: 'no such schedule')"
+        ]
+
+    def test_where_sub_prompts_cannot_be_told_apart_they_are_in_order(self, monkeypatch):
+        sampling = self.begin(monkeypatch, "parts_of")
+        assert sampling.parts_of(torch.zeros(2, 3, 4), [0, 1]) == [0, 1]
+        assert "ValueError" in self.said(sampling)[0]
+
+    @pytest.mark.parametrize(
+        "settings", [{"mask_source": "all"}, {"inject": False}, {"fusion": "mean", "inject": False}]
+    )
+    def test_nothing_is_said_where_no_word_is_wanted(self, monkeypatch, settings):
+        for strict in (False, True):
+            sampling = self.begin(monkeypatch, "making it", strict=strict, **settings)
+            assert self.said(sampling) == []
+
+    @pytest.mark.parametrize("at", ["tokenizer", "making it", "missing_word", "in_force"])
+    def test_strict_raises_where_one_is(self, monkeypatch, at):
+        with pytest.raises((TypeError, ZeroDivisionError, KeyError)):
+            self.begin(monkeypatch, at, strict=True)
+
+
+class TestSecondTries:
+    def test_forges_sum_has_the_memory_of_the_failed_call(self):
+        """Also what stood aside keeps nothing of it."""
+        held = []
+
+        class Failing(Control):
+            def get_control(self, x, t, cond, count):
+                if not held:
+                    large = torch.zeros(3)
+                    held.append(weakref.ref(large))
+                    raise RuntimeError("CUDA out of memory")
+                self.back = held[0]() is None
+                return super().get_control(x, t, cond, count)
+
+        sampling = a_sampling(pictures=1)
+        sampling.settings = Settings(fusion="mean", inject=False)
+        sampling.p.sd_model = SimpleNamespace()
+        controls = [Control(1.0), Failing(3.0)]
+        chain(*controls).transformer_options = {"cond_or_uncond": [1, 0]}
+        node = FusedControlNets(controls, sampling, torch.nn.Module(), [])
+        assert ask(node.head)["output"][0].unique().item() == 4.0
+        assert node.head.back
+        assert sampling.aside == "RuntimeError: CUDA out of memory"
+        assert sampling.summary() == "the units are summed: RuntimeError: CUDA out of memory"
 
 
 class TestInFront:

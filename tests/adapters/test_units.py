@@ -14,7 +14,7 @@ from lib_ccn.hosts.controlnet_script import EnabledUnit, enabled_units, too_few
 from lib_ccn.hosts.forge import attach
 from lib_ccn.settings import Settings
 
-from .stand_ins import Control, a_page, a_sampling, ask, chain
+from .stand_ins import Control, a_page, a_sampling, ask, chain, walk
 
 
 class TestEnabledUnits:
@@ -93,14 +93,15 @@ class TestForgeNumbers:
             for place, patcher in patchers.items()
         }
         assert attach(sampling) is None
-        node = unet.controlnet_linked_list
-        for control in node.controls:  # as when the run begins
+        head, seen, begin = unet.controlnet_linked_list, [], sampling.begin
+        for control in walk(head):  # as when the run begins
             if isinstance(control, Lora):
                 control.control_model = Control(0.0).control_model
-        node.transformer_options = {"cond_or_uncond": [1, 0]}
-        ask(node)
+        head.transformer_options = {"cond_or_uncond": [1, 0]}
+        sampling.begin = lambda unet, units: [begin(unet, units), seen.extend(units)][0]
+        ask(head)
         self.sampling = sampling
-        return [(unit.number, unit.name) for unit in node.units]
+        return [(unit.number, unit.name) for unit in seen]
 
     def test_units_without_a_word_are_on(self):
         a, c = Control(1.0), Control(2.0)
@@ -112,7 +113,7 @@ class TestForgeNumbers:
         assert found == [(-1, "Control"), (-2, "Control")]
         named = {"foreground_unit": 0}
         self.units([a, c], self.UNITS, {0: a, 1: c, 2: c}, settings=named)
-        assert "foreground_unit = 0" in self.sampling.aside
+        assert "(foreground_unit) = 0" in self.sampling.aside
 
     def test_a_unit_that_the_host_could_not_load_leaves_a_gap(self):
         a, c = Control(1.0), Control(2.0)

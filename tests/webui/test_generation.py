@@ -8,9 +8,10 @@ from PIL import Image
 
 from lib_ccn.hosts.controlnet_script import too_few
 from lib_ccn.settings import Settings
+from lib_ccn.showable import has_hidden
 from lib_ccn.webui import generation
-from lib_ccn.webui.arguments import Request
-from lib_ccn.webui.generation import NOTE, Generations
+from lib_ccn.webui.arguments import Request, read
+from lib_ccn.webui.generation import NOTE, WORD, Generations
 from lib_ccn.webui.refusal import RefusedError
 
 SIZE = (4, 4)
@@ -46,13 +47,17 @@ class P:
 
     def run(self):
         self.generations.before_sampling(self, x=torch.zeros(1, 4, *SIZE), c=None)
-        sampling = self.generations._running and self.generations._running._samplings[-1]
+        running = self.generations._running
+        sampling = running._samplings[-1] if running and running._samplings else None
         if sampling and sampling.aside is None:
             sampling.session = SimpleNamespace(
                 notes=[],
                 error=None,
                 mask=torch.ones(1, 2, 2, dtype=torch.bool),
                 summary=str,
+                shortfalls=[],
+                ended_early=False,
+                words=lambda pictures: [""] * pictures,
                 close=lambda: None,
             )
 
@@ -137,6 +142,108 @@ class TestPasses:
         assert [sampling.p for sampling in host.samplings] == [None, None]
 
 
+def with_sessions(monkeypatch, p, *sessions):
+    """Give the runs of `p` these sessions' attributes, in order."""
+    coming, own = iter(sessions), p.run
+
+    def run():
+        own()
+        for name, value in next(coming).items():
+            setattr(p.generations._running._samplings[-1].session, name, value)
+
+    monkeypatch.setattr(p, "run", run)
+
+
+NOT_INJECTED = {
+    "shortfalls": ["nothing was injected: no step"],
+    "notes": ["nothing was injected: no step"],
+}
+
+
+class TestWhatIsSaid:
+    def test_what_was_asked_and_not_done_is_noted(self, host, monkeypatch):
+        p = P(Generations())
+        with_sessions(monkeypatch, p, NOT_INJECTED)
+        generate(p, a_request(strict=False))
+        assert p.extra_generation_params[NOTE] == "nothing was injected: no step"
+        assert p.comments == ["Cross-ControlNet: nothing was injected: no step"]
+
+    @pytest.mark.parametrize("passes", [[NOT_INJECTED], [NOT_INJECTED] * 2])
+    def test_strict_refuses_what_no_pass_did(self, host, monkeypatch, passes):
+        p = P(Generations(), hires=len(passes) > 1)
+        with_sessions(monkeypatch, p, *passes)
+        with pytest.raises(RefusedError, match="nothing was injected"):
+            generate(p, a_request())
+
+    @pytest.mark.parametrize("passes", [[{}, NOT_INJECTED], [NOT_INJECTED, {}]])
+    def test_strict_accepts_what_one_pass_did(self, host, monkeypatch, passes):
+        p = P(Generations(), hires=True)
+        with_sessions(monkeypatch, p, *passes)
+        generate(p, a_request())
+        assert "nothing was injected" in p.extra_generation_params[NOTE]
+
+    @pytest.mark.parametrize("hires", [False, True])
+    def test_a_pass_without_any_controlnet_is_noted(self, host, monkeypatch, hires):
+        """Another checkpoint in the hires pass: sd-webui-controlnet hooks the first one's UNet."""
+        p = P(Generations(), hires=hires)
+        own = p.run
+
+        def run():
+            own()
+            if p.is_hr_pass == hires:
+                p.generations._running._samplings[-1].session = None
+
+        monkeypatch.setattr(p, "run", run)
+        generate(p, a_request(strict=False))
+        which = "hires pass: " if hires else ""
+        said = f"{which}the WebUI ran no ControlNet unit, so nothing was fused"
+        assert p.extra_generation_params[NOTE] == said
+        if not hires:
+            with pytest.raises(RefusedError, match="ran no ControlNet"):
+                generate(p, a_request())
+
+    def test_the_hosts_own_sum_needs_no_word(self, host, monkeypatch):
+        p = P(Generations())
+        monkeypatch.setattr(
+            p, "run", lambda: p.generations.before_sampling(p, x=torch.zeros(1, 4, *SIZE), c=None)
+        )
+        generate(p, a_request(fusion="sum", inject=False))
+        assert p.extra_generation_params[NOTE] is None
+
+    def test_the_automatic_word_is_written(self, host, monkeypatch):
+        p = P(Generations())
+        word = {"words": lambda pictures: ["red (automatic)"] * pictures}
+        with_sessions(monkeypatch, p, word, {})
+        generate(p, a_request())
+        assert p.extra_generation_params[WORD] == "red (automatic)"
+        assert p.comments == ["Cross-ControlNet: foreground word: red (automatic)"]
+        generate(p, a_request())
+        assert p.extra_generation_params[WORD] is None, "nothing stays of the picture before"
+
+    def test_words_are_written_picture_by_picture_where_they_differ(self, host, monkeypatch):
+        p = P(Generations())
+        p.generations.process(p, a_request())
+        p.batch_size = 2
+        with_sessions(
+            monkeypatch,
+            p,
+            {"words": lambda pictures: ["red (automatic)", ""]},
+            {"words": lambda pictures: ["red (automatic)", "blue (automatic)"]},
+        )
+        for p.iteration in range(2):
+            p.sample()
+        written = p.extra_generation_params[WORD]
+        assert written == ["red (automatic)", "", "red (automatic)", "blue (automatic)"]
+
+    def test_a_given_word_stands_there_already(self, host, monkeypatch):
+        p = P(Generations())
+        with_sessions(monkeypatch, p, {"words": lambda pictures: ["star"]})
+        generate(p, a_request(foreground_word="star"))
+        assert p.extra_generation_params[WORD] is None
+        assert p.extra_generation_params["CCN foreground word"] == "star"
+        assert p.comments == []
+
+
 class TestTheSameObjectAgain:
     """A script may have one object processed several times: loopback, SD upscale, batches."""
 
@@ -214,3 +321,56 @@ class TestMaskStrips:
     def test_are_saved_where_the_pictures_are(self, host, saved, saves):
         self.pictures(P(Generations(), saves=saves), a_request(show_mask=True))
         assert saved == ([0, 1, 0, 1] if saves else [])
+
+
+class TestRefused:
+    """A setting that is refused costs the method, not what the text says of the others."""
+
+    GOOD = {"fusion": "max", "foreground_word": "fox"}  # noqa: RUF012
+    TEXT = {"CCN enabled": "True", "CCN fusion": "max", "CCN foreground word": "fox"}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("bad", "told"),
+        [
+            ({"delta": 5}, "Delta (delta) = 5 is refused: expected a number from 0 to 1"),
+            ({"delta": "0.5"}, "a number is wanted here, not text"),
+            ({"start_step": -1, "inject": 2}, "Injection start step (start_step) = -1"),
+            ({"detla": 1}, "did you mean delta"),
+            ({"\ud800x": 1}, r"\ud800x"),
+            ({"\x1b[31m\n": "\u202e"}, r"\x1b[31m\n = '\u202e'"),
+            ({5: "\0"}, r"5 = '\x00'"),
+            ({"preset": "<b>\x9b"}, "setting preset = "),
+            ({"mask_source": "image"}, "Mask image (mask_image) is missing"),
+            ({"mask_source": "image", "mask_image": "AAAA"}, "Mask image (mask_image) = "),
+        ],
+    )
+    def test_the_others_stay_in_the_text(self, host, bad, told):
+        p = P(Generations())
+        generate(p, read([{**bad, **self.GOOD}]))
+        texts = p.extra_generation_params
+        assert texts.items() >= self.TEXT.items()
+        assert told in texts[NOTE]
+        assert p.comments == [f"Cross-ControlNet: {texts[NOTE]}"]
+        assert not has_hidden(str(texts))
+        str(texts).encode("utf-8")
+        assert host.samplings == [], "nothing is fused"
+        kept = {k: v for k, v in bad.items() if k == "mask_source"}
+        assert Settings.from_infotext(texts) == Settings(enabled=True, **kept, **self.GOOD)
+
+    @pytest.mark.parametrize("bad", [{"delta": 5}, {"\ud800": 1}, {"mask_source": "image"}])
+    def test_strict_tells_the_same(self, host, bad):
+        p = P(Generations())
+        with pytest.raises(RefusedError) as caught:
+            generate(p, read([{**bad, "strict": True}]))
+        assert caught.value.detail == f"Cross-ControlNet: {p.extra_generation_params[NOTE]}"
+
+    @pytest.mark.parametrize("text", ["\ud800", "\x1b[2J", "a\nb", "\u202e", "\0", "\x9b"])
+    def test_whatever_is_noted_can_be_written(self, host, monkeypatch, text):
+        def attach(sampling):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(host, "attach", attach)
+        p = P(Generations())
+        generate(p, a_request(strict=False))
+        assert "RuntimeError" in p.extra_generation_params[NOTE]
+        assert not has_hidden(p.extra_generation_params[NOTE] + p.comments[0])

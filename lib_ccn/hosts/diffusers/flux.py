@@ -72,7 +72,7 @@ class FluxSession(Session):
     def __init__(self, settings: Any, transformer: nn.Module, units: Any, **more: Any) -> None:
         super().__init__(settings, transformer, units, **more)
         self._word.recorder = JointAttentionRecorder(transformer)
-        if self._reads_word:
+        if self.settings.reads_word:
             self._word.attach()
 
     def layers_of(self, module: nn.Module) -> list[SelfAttention]:

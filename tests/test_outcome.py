@@ -1,0 +1,260 @@
+"""What is said of a generation is what was done in it."""
+
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+from tiny import tiny_controlnet, tiny_unet
+
+from lib_ccn.errors import told, without_frames
+from lib_ccn.outcome import spans
+from lib_ccn.session import Session
+from lib_ccn.settings import Settings
+from lib_ccn.units import Call, Unit
+
+SIZE = (8, 8)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return tiny_unet().eval()
+
+
+@pytest.fixture(scope="module")
+def nets(unet):
+    return [tiny_controlnet(unet, seed) for seed in (1, 2, 3)]
+
+
+def run_net(net):
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, *SIZE, generator=generator)
+    text = torch.randn(2, 5, 16, generator=generator)
+    image = torch.rand(2, 3, 16, 16, generator=generator)
+    down, middle = net(sample, 3, text, image, return_dict=False)
+    return [*down, middle]
+
+
+def generate(
+    session, steps, active=lambda step: None, call=lambda step: Call(SIZE, step, [0, 0], [1])
+):
+    """A generation of so many steps; `active` gives the places of the units of a step."""
+    with session:
+        for step in range(steps):
+            places = active(step)
+            units = session.units if places is None else [session.units[i] for i in places]
+            session.begin_call(call(step), units)
+            found = {
+                unit: session.run(unit, lambda unit=unit: run_net(unit.module))
+                for unit in session.running_order(units)
+            }
+            if found:
+                session.fuse(found)
+    return session
+
+
+def a_session(unet, nets, count=2, **settings):
+    given = {"mask_source": "all", "start_step": 1, **settings}
+    units = [Unit(net, f"unit {number}") for number, net in enumerate(nets[:count])]
+    return Session(Settings(**given), unet, units)
+
+
+# Of each: settings, steps, the units of a step, what the line says, what it must not say.
+TOLD = {
+    "all of it": (
+        {},
+        4,
+        lambda step: [0, 1],
+        ["unit 0 (foreground), unit 1 (background): pix+channel", "steps 1 to 3, mask from all"],
+        ["nothing", "calls"],
+    ),
+    "the sum": (
+        {"fusion": "sum", "inject": False},
+        2,
+        lambda step: [0, 1],
+        ["sum, as the host makes it"],
+        ["delta", "Injection"],
+    ),
+    "one unit of two": (
+        {},
+        3,
+        lambda step: [0],
+        ["unit 1 (took no part)", "not fused", "never were two units"],
+        ["pix+channel"],
+    ),
+    "no unit at all": ({}, 3, lambda step: [], ["not fused", "never were two units"], ["pix"]),
+    "ranges that never meet": (
+        {},
+        4,
+        lambda step: [0] if step < 2 else [1],
+        ["not fused", "never were two units"],
+        ["pix", "took no part"],
+    ),
+    "ranges that meet before the start step": (
+        {"start_step": 3},
+        5,
+        lambda step: [0, 1] if step < 3 else [1],
+        ["pix+channel, delta 0.7, in 3 of 5 calls", "from step 3 on the foreground unit and"],
+        ["mask from"],
+    ),
+    "a start step beyond the last": (
+        {"start_step": 5},
+        4,
+        lambda step: [0, 1],
+        ["nothing injected", "start step is 5, and the sampler made 4 steps, counted from 0"],
+        ["mask from"],
+    ),
+    "a single step": (
+        {"start_step": 50},
+        1,
+        lambda step: [0, 1],
+        ["start step is 50, and the sampler made one step only"],
+        ["mask from"],
+    ),
+    "the last step only": (
+        {"start_step": 2},
+        5,
+        lambda step: [0, 1] if step == 4 else [0],
+        ["in 1 of 5 calls", "KV-Injection in step 4, mask from all"],
+        ["nothing"],
+    ),
+    "without the foreground unit": (
+        {"count": 3},
+        3,
+        lambda step: [1, 2],
+        ["unit 0 (took no part)", "pix+channel", "a background unit were never active at once"],
+        ["mask from"],
+    ),
+    "a layer beyond the last": (
+        {"start_layer": 40},
+        3,
+        lambda step: [0, 1],
+        ["injection start layer is 40, beyond the last (3): nothing is injected"],
+        ["mask from", "nothing was injected"],
+    ),
+    "no mask": (
+        {"mask_source": "silhouette"},
+        3,
+        lambda step: [0, 1],
+        ["condition image is not known", "there was no foreground mask in steps 1 to 2"],
+        ["mask from"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "steps", "active", "said", "unsaid"), TOLD.values(), ids=TOLD)
+def test_the_line_says_what_was_done(unet, nets, settings, steps, active, said, unsaid):
+    session = generate(a_session(unet, nets, **settings), steps, active)
+    for part in said:
+        assert part in session.summary()
+    for part in unsaid:
+        assert part not in session.summary()
+    asked = any(text in session.summary() for text in ("not fused", "nothing injected"))
+    assert bool(session.shortfalls) == (asked and "start_layer" not in settings)
+
+
+def test_nothing_is_missed_where_nothing_ran_or_the_user_ended_it(unet, nets):
+    assert generate(a_session(unet, nets), 0).notes == []
+    session = a_session(unet, nets, start_step=9)
+    session.ended_early = True
+    assert generate(session, 2).notes == []
+
+
+def test_injection_alone_is_told_beside_the_sum(unet, nets):
+    session = generate(a_session(unet, nets, fusion="sum"), 3)
+    assert "sum, as the host makes it; KV-Injection in steps 1 to 2" in session.summary()
+    assert session.shortfalls == []
+
+
+def test_after_an_error_the_line_says_so(unet, nets):
+    session = a_session(unet, nets)
+    with session:
+        for step in range(3):
+            session.begin_call(Call(SIZE, step, [0, 0], [1]))
+            found = {u: session.run(u, lambda u=u: run_net(u.module)) for u in session.units}
+            if step == 1:
+                session._observe = lambda residuals: 1 / 0
+            session.fuse(found)
+    assert "pix+channel, delta 0.7, in 1 of 2 calls" in session.summary()
+    assert (
+        "stood aside after an error, the units are summed: ZeroDivisionError" in session.summary()
+    )
+    assert session.shortfalls == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([3], "step 3"),
+        ([4, 3, 5], "steps 3 to 5"),
+        ([0, 2, 3, 7], "steps 0, 2 to 3 and 7"),
+    ],
+)
+def test_steps_in_words(numbers, text):
+    assert spans(numbers) == text
+
+
+class Large:
+    """Stands for a tensor of the failed forward."""
+
+
+class Failing:
+    """A ControlNet whose first call runs out of memory, and which looks whether it has it back."""
+
+    def __init__(self, where):
+        self.where, self.held, self.back = where, None, None
+
+    def __call__(self):
+        if self.held is None:
+            large = Large()
+            self.held = weakref.ref(large)
+            try:
+                self.where(large)
+            except MemoryError as error:
+                raise RuntimeError("CUDA out of memory") from error
+        gc.collect()
+        self.back = self.held() is None
+        return [torch.zeros(1)]
+
+
+def at_once(large):
+    raise MemoryError
+
+
+def deep_down(large, depth=5):
+    return deep_down(large, depth - 1) if depth else at_once(large)
+
+
+@pytest.mark.parametrize("where", [at_once, deep_down])
+@pytest.mark.parametrize("place", [0, 1], ids=["captured", "injected"])
+def test_the_second_try_has_the_memory_of_the_first(unet, nets, where, place, caplog):
+    """A log that keeps its records holds nothing either."""
+    session = a_session(unet, nets, start_step=0)
+    failing = Failing(where)
+    with session, caplog.at_level(logging.WARNING):
+        session.begin_call(Call(SIZE, 0, [0, 0], [1]))
+        for unit in session.units:
+            forward = failing if unit is session.units[place] else lambda: run_net(nets[0])
+            session.run(unit, forward)
+    assert failing.back
+    assert isinstance(session.error, RuntimeError)
+    assert "CUDA out of memory" in caplog.text
+    assert "in at_once" in caplog.text, "the log has the traceback, as text"
+
+
+def test_an_error_is_kept_without_any_frame():
+    try:
+        try:
+            raise ValueError("first")
+        except ValueError as error:
+            raise KeyError("second") from error
+    except KeyError as error:
+        text, kept = told(error), without_frames(error)
+    assert "first" in text
+    assert "second" in text
+    assert kept.__traceback__ is None
+    assert kept.__cause__.__traceback__ is None
+    kept.__context__ = kept  # a ring does no harm
+    assert without_frames(kept) is kept
