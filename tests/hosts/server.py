@@ -1,7 +1,7 @@
 """An installed WebUI, started with a data folder of its own, so that the user's stays untouched.
 
-The family is told by what is there: `backend/` is Forge, `ldm_patched/` is reForge or Forge
-Classic, anything else is AUTOMATIC1111, which needs sd-webui-controlnet beside it.
+The family is told by what is there: `backend/` is Forge or Forge Neo, `ldm_patched/` is reForge or
+Forge Classic, anything else is AUTOMATIC1111, which needs sd-webui-controlnet beside it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ FLAGS = (
     ("--no-hashing",),
     ("--disable-console-progressbars",),
     ("--always-cpu",),
+    ("--cpu",),
     ("--attention-pytorch",),
+    ("--use-pytorch-cross-attention",),
 )
 A1111_FLAGS = (
     ("--use-cpu", "all"),
@@ -62,8 +64,16 @@ A1111_FLAGS = (
     ("--precision", "full"),
     ("--disable-nan-check",),
 )
+FORGE_FLAGS = (("--all-in-fp32",), ("--force-fp32",))
 # Half the memory for the weights; each is cast to float32 when it is used.
-SDXL_FLAGS = (("--unet-in-bf16",), ("--vae-in-fp32",), ("--clip-in-fp16",))
+SDXL_FLAGS = (
+    ("--unet-in-bf16",),
+    ("--vae-in-fp32",),
+    ("--clip-in-fp16",),
+    ("--bf16-unet",),
+    ("--fp32-vae",),
+    ("--fp16-text-enc",),
+)
 FLAG_SOURCES = (
     "modules/cmd_args.py",
     "modules/paths_internal.py",
@@ -145,9 +155,9 @@ class Installation:
 
     @property
     def family(self) -> str:
-        """One of "forge", "reforge", "classic" and "a1111"."""
+        """One of "forge", "neo", "reforge", "classic" and "a1111"."""
         if (self.folder / "backend").is_dir():
-            return "forge"
+            return "neo" if "--cpu" in self.known_flags() else "forge"
         if (self.folder / "ldm_patched").is_dir():
             recent = (self.folder / "ldm_patched" / "ldm" / "common_dit.py").is_file()
             return "reforge" if recent else "classic"
@@ -180,7 +190,7 @@ class Installation:
     def command(self, port: int) -> list[str]:
         """The command line that serves page and API on this port, on the CPU."""
         known = self.known_flags()
-        precision = SDXL_FLAGS if self.sdxl else (("--all-in-fp32",),)
+        precision = SDXL_FLAGS if self.sdxl else FORGE_FLAGS
         wanted = [*FLAGS, *(A1111_FLAGS if self.family == "a1111" else precision)]
         if "--attention-" in self.variables.get("COMMANDLINE_ARGS", ""):
             wanted.remove(("--attention-pytorch",))  # only one of these may be given
@@ -200,6 +210,13 @@ class Installation:
         kept.update(GRADIO_ANALYTICS_ENABLED="False", SD_WEBUI_RESTARTING="1")
         return {**kept, **self.variables}
 
+    def stamp(self) -> dict[str, str]:
+        """What Forge Neo wants in its settings, or it asks whether it shall start at all."""
+        path = self.folder / "modules" / "launch_utils.py"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        found = re.search(r"""^VERSION_UID\b[^=\n]*=\s*["'](.+)["']""", text, re.MULTILINE)
+        return {"VERSION_UID": found[1]} if found else {}
+
     def prepare(self, ours: bool = True, name: str = OWN_FOLDER) -> None:
         """Fill the data folder: random weights, settings, and the extensions, copied anew.
 
@@ -218,7 +235,7 @@ class Installation:
         for stale in ("config.json", "ui-config.json", "params.txt"):
             (self.work / stale).unlink(missing_ok=True)
         shutil.rmtree(self.work / "cross-controlnet-presets", ignore_errors=True)
-        settings = {**CONFIG, "sd_model_checkpoint": self.checkpoint}
+        settings = {**CONFIG, **self.stamp(), "sd_model_checkpoint": self.checkpoint}
         (self.work / "config.json").write_text(json.dumps(settings), encoding="utf-8")
         for path in self.beside:
             shutil.copytree(path, extensions / path.name, ignore=ignored)

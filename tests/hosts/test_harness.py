@@ -79,6 +79,7 @@ class TestFinding:
         [
             ((), "a1111"),
             (("backend",), "forge"),
+            (("backend", "backend/args.py"), "neo"),
             (("ldm_patched",), "classic"),
             (("ldm_patched", "ldm_patched/ldm/common_dit.py"), "reforge"),
         ],
@@ -87,7 +88,7 @@ class TestFinding:
         for mark in marks:
             path = folder / mark
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch() if mark.endswith(".py") else path.mkdir(exist_ok=True)
+            path.write_text("'--cpu'") if mark.endswith(".py") else path.mkdir(exist_ok=True)
         assert Installation.find(folder).family == family
 
     @pytest.mark.skipif(os.name == "nt", reason="a venv's layout differs")
@@ -102,6 +103,12 @@ class TestFinding:
         command = Installation.find(folder).command(7000)
         assert command[-4:] == ["all", "--no-half", "--precision", "full"]
         assert "--disable-nan-check" not in command
+
+    def test_a_stamp_that_it_wants_in_its_settings(self, folder):
+        assert Installation.find(folder).stamp() == {}
+        source = folder / "modules" / "launch_utils.py"
+        source.write_text('VERSION_UID: Final[str] = "PY313"\nother = VERSION_UID == "no"\n')
+        assert Installation.find(folder).stamp() == {"VERSION_UID": "PY313"}
 
     def test_an_attention_of_ones_own_is_not_contradicted(self, folder):
         (folder / "modules/cmd_args.py").write_text("'--attention-pytorch', '--attention-split'")
@@ -224,14 +231,20 @@ def test_sdxl_runs_the_tests_of_pictures_only():
     [
         ("forge", False, "ccn-random", "--all-in-fp32"),
         ("forge", True, "ccn-random-sdxl", "--unet-in-bf16"),
+        ("neo", False, "ccn-random", "--force-fp32"),
+        ("neo", True, "ccn-random-sdxl", "--bf16-unet"),
         ("a1111", False, "ccn-random", "--no-half"),
         ("a1111", True, "ccn-random-sdxl-mid", "--no-half"),
     ],
 )
 def test_models_fit_into_memory(folder, family, sdxl, models, flag):
-    if family == "forge":
+    own = {
+        "forge": "'--all-in-fp32', '--unet-in-bf16'",
+        "neo": "'--cpu', '--force-fp32', '--bf16-unet'",
+    }
+    if family in own:
         (folder / "backend").mkdir()
-        (folder / "backend" / "args.py").write_text("'--all-in-fp32', '--unet-in-bf16'")
+        (folder / "backend" / "args.py").write_text(own[family])
     made = Installation.find(folder, sdxl=sdxl)
     assert made.family == family
     assert made.controlnets == models
