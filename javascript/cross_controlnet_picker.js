@@ -151,5 +151,6 @@
         }
     }
 
+    Picker.stripsComments = stripsComments;
     ccn.Picker = Picker;
 })(globalThis.crossControlNet ??= {});
