@@ -105,7 +105,7 @@ class TestEvents:
         [
             ({"second": False}, "Two ControlNets"),
             ({"steps": 0}, "Steps: 0 is not 1 to 100"),
-            ({"delta": 7}, "setting delta"),
+            ({"delta": 7}, "Delta (delta) = 7"),
             ({"foreground_unit": "2"}, "foreground_unit"),
             ({"mask_source": "image"}, "mask_image"),
         ],
