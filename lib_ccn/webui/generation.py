@@ -35,34 +35,40 @@ log = logging.getLogger(__name__)
 HOSTS = (forge, a1111)
 NOTE = "CCN note"
 WORD = "CCN word"
+_OUTER = 1  # how many generations may be going on around a new one
 
 
 class Generations:
-    """What the script holds: the generation that is running, if it is one of ours.
+    """What the script holds: the generations that are running, if they are ours.
 
-    None of its methods raises.
+    A WebUI has one request at a time in its pipeline, but an extension may generate inside a
+    generation: what it begins is another one, and the outer goes on afterwards. None of the
+    methods raises.
     """
 
     def __init__(self) -> None:
-        self._running: Generation | None = None
-        self._unwrap: Callable[[], None] | None = None
+        self._running: list[Generation] = []  # the outermost first
 
     def before_process(self, p: Any) -> None:
         """A generation is about to be prepared. One that broke without a word is ended here."""
         if not _is_inner(p):
-            self._end()
+            self._end_of(p)
+            broken = [running for running in self._running if running.broken]
+            # Not every one that broke says so: of what may be outer ones, only the last is kept.
+            for generation in [*broken, *self._running[:-_OUTER]]:
+                self._end(generation)
 
     def process(self, p: Any, request: Request) -> None:
         """A generation is being prepared with these settings."""
         if _is_inner(p):
             return
-        self._end()
+        self._end_of(p)
         generation = Generation(p, request)
         if generation.wanted:
-            self._running = generation
+            self._running.append(generation)
             generation.begin()
             ours = functools.partial(self._sample, p)
-            self._unwrap = put_in_front(p, "sample", ours, stays=True)
+            generation.on_end.append(put_in_front(p, "sample", ours, stays=True))
 
     def before_sampling(self, p: Any, **kwargs: Any) -> None:
         """A sampling run is about to begin; `x` are its latents, `c` its conditioning."""
@@ -81,11 +87,10 @@ class Generations:
         generation = self._of(p)
         if generation is not None:
             generation.deliver(processed)
-            self._end()
+            self._end(generation)
 
     def _of(self, p: Any) -> Generation | None:
-        running = self._running
-        return running if running is not None and running.p is p else None
+        return next((running for running in self._running if running.p is p), None)
 
     def _sample(self, p: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         generation = self._of(p)
@@ -93,13 +98,15 @@ class Generations:
             return own(*args, **kwargs)
         return generation.sample(functools.partial(own, *args, **kwargs))
 
-    def _end(self) -> None:
-        if self._running is not None:
-            self._running.end()
-            self._running = None
-        if self._unwrap is not None:
-            self._unwrap()
-            self._unwrap = None
+    def _end_of(self, p: Any) -> None:
+        generation = self._of(p)
+        if generation is not None:
+            self._end(generation)
+
+    def _end(self, generation: Generation) -> None:
+        if generation in self._running:
+            self._running.remove(generation)
+        generation.end()
 
 
 class Generation:
@@ -110,6 +117,8 @@ class Generation:
         settings: in use.
         notes: what the user is told, in the picture's text and under it.
         masks: the foreground mask of each picture of the latest batch.
+        broken: whether its sampling raised something.
+        on_end: what undoes that it was begun.
     """
 
     def __init__(self, p: Any, request: Request) -> None:
@@ -118,6 +127,8 @@ class Generation:
         self.strict = request.strict
         self.notes: list[str] = []
         self.masks: Tensor | None = None
+        self.broken = False
+        self.on_end: list[Callable[[], None]] = []
         self._problem = request.problem
         self._inside = False
         self._mask_image: Tensor | None = None
@@ -211,6 +222,8 @@ class Generation:
     def end(self) -> None:
         """Leave nothing of ours behind; may be repeated."""
         self._close_samplings()
+        while self.on_end:
+            self.on_end.pop()()
 
     def sample(self, own: Callable[[], Any]) -> Any:
         """Sample a batch: what `own` does, with the method around it."""
@@ -219,6 +232,9 @@ class Generation:
         self._inside = True
         try:
             return self._sample(own)
+        except BaseException:
+            self.broken = True
+            raise
         finally:
             self._inside = False
 
@@ -281,11 +297,11 @@ class Generation:
             return
         first = int(getattr(self.p, "iteration", 0)) * int(self.p.batch_size)
         self._words += [""] * (first + len(words) - len(self._words))
-        self._words[first : first + len(words)] = map(showable, words)
+        self._words[first : first + len(words)] = words
         several = len(set(self._words)) > 1
         self.p.extra_generation_params[WORD] = list(self._words) if several else self._words[0]
         for word in dict.fromkeys(filter(None, words)):
-            self.p.comment(f"Cross-ControlNet: foreground word: {showable(word)}")
+            self.p.comment(f"Cross-ControlNet: foreground word: {word}")
 
     def _close_samplings(self) -> None:
         for sampling in self._samplings:

@@ -53,7 +53,7 @@ class Requests:
             "module": self.none,
             "model": self.client.model(f"{self.models}-{name}"),
             "weight": 1.0,
-            "image": encoded(blocks(seed)),
+            "image": self.picture(seed),
             "resize_mode": "Just Resize",
             "control_mode": "Balanced",
             "pixel_perfect": False,
@@ -62,6 +62,10 @@ class Requests:
             "guidance_end": 1.0,
         }
         return {**values, **changes}
+
+    def picture(self, seed: int, size: int = SIZE) -> str:
+        """A condition, as the API takes it."""
+        return encoded(blocks(seed, size))
 
     def two(self, **changes: Any) -> list[Json]:
         """Two units with different models."""

@@ -47,7 +47,7 @@ class P:
 
     def run(self):
         self.generations.before_sampling(self, x=torch.zeros(1, 4, *SIZE), c=None)
-        running = self.generations._running
+        running = self.generations._of(self)
         sampling = running._samplings[-1] if running and running._samplings else None
         if sampling and sampling.aside is None:
             sampling.session = SimpleNamespace(
@@ -149,7 +149,7 @@ def with_sessions(monkeypatch, p, *sessions):
     def run():
         own()
         for name, value in next(coming).items():
-            setattr(p.generations._running._samplings[-1].session, name, value)
+            setattr(p.generations._running[-1]._samplings[-1].session, name, value)
 
     monkeypatch.setattr(p, "run", run)
 
@@ -191,7 +191,7 @@ class TestWhatIsSaid:
         def run():
             own()
             if p.is_hr_pass == hires:
-                p.generations._running._samplings[-1].session = None
+                p.generations._running[-1]._samplings[-1].session = None
 
         monkeypatch.setattr(p, "run", run)
         generate(p, a_request(strict=False))
@@ -287,6 +287,60 @@ class TestTheSameObjectAgain:
         assert p.sample is theirs
 
 
+class TestGenerationsInside:
+    """An extension may generate inside a generation, as ADetailer does, and not say so."""
+
+    def generate(self, p, inside, batches=2):
+        """Two batches, with `inside` after the pictures of each."""
+        p.generations.before_process(p)
+        p.generations.process(p, a_request())
+        for p.iteration in range(batches):
+            p.sample()
+            inside()
+        p.generations.postprocess(p, SimpleNamespace(images=[]))
+
+    def test_the_outer_one_goes_on(self, host):
+        generations = Generations()
+        outer, inner = P(generations), P(generations)
+        self.generate(outer, lambda: generate(inner, a_request()))
+        assert len(host.samplings) == 4
+        assert "sample" not in outer.__dict__
+        assert generations._running == []
+
+    def test_also_after_an_inner_one_that_broke(self, host):
+        generations = Generations()
+        outer = P(generations)
+
+        def inside():
+            inner = P(generations)
+            inner.run = lambda: 1 / 0
+            with pytest.raises(ZeroDivisionError):
+                generate(inner, a_request())
+
+        self.generate(outer, inside)
+        assert len(host.samplings) == 2
+        generate(P(generations), a_request())
+        assert generations._running == []
+
+    def test_those_that_broke_without_a_word_do_not_pile_up(self, host):
+        generations = Generations()
+        for _time in range(9):
+            p = P(generations)
+            generations.before_process(p)
+            generations.process(p, a_request())
+            p.sample()  # and then something of the WebUI's own breaks
+        assert len(generations._running) <= 2
+        generate(P(generations), a_request())
+        assert len(host.samplings) == 10
+
+    def test_adetailers_are_left_to_the_host(self, host):
+        generations = Generations()
+        outer, inner = P(generations), P(generations)
+        inner._ad_inner = True
+        self.generate(outer, lambda: generate(inner, a_request()))
+        assert len(host.samplings) == 2
+
+
 class TestMaskStrips:
     def pictures(self, p, request, count=2, batches=2):
         """As a WebUI hands over what it has made: a grid first, and others' pictures last."""
@@ -295,7 +349,7 @@ class TestMaskStrips:
         images, texts = ["grid"], ["of the grid"]
         for p.iteration in range(batches):
             p.sample()
-            p.generations._running.masks = torch.ones(count, 2, 2, dtype=torch.bool)
+            p.generations._running[-1].masks = torch.ones(count, 2, 2, dtype=torch.bool)
             for p.batch_index in range(count):
                 p.generations.postprocess_image(p, Image.new("RGB", (8, 8)))
                 images.append(f"{p.iteration}.{p.batch_index}")
