@@ -1,0 +1,80 @@
+"""Pictures made tile by tile: the units are fused in each, and nothing is injected."""
+
+from __future__ import annotations
+
+import pytest
+from hosts.cases import EVERYWHERE, SUM, using
+from hosts.client import distance, same
+
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("settled")]
+
+METHODS = ("MultiDiffusion", "Mixture of Diffusers")
+# Width and height of a tile, overlap, tiles in a batch; for pictures of 128x128.
+WHOLE, TILES = (768, 768, 64, 4), (64, 64, 0, 4)
+
+
+def _forge(method, tiles):
+    return [True, method, *tiles]
+
+
+def _extension(method, tiles):
+    """Of multidiffusion-upscaler-for-automatic1111, which counts in latents, up to the tiles."""
+    width, height, overlap, batch = tiles
+    sizes = [max(side // 8, 16) for side in (width, height)]
+    return [True, method, False, True, 128, 128, *sizes, overlap // 8, batch]
+
+
+SCRIPTS = {"multidiffusion integrated": _forge, "tiled diffusion": _extension}
+
+
+@pytest.fixture
+def tiled(host):
+    """Makes a request of 128x128 tile by tile; skipped where no script for that is installed."""
+    known = [name.lower() for name in host.client.call("/sdapi/v1/scripts")["txt2img"]]
+    name = next((name for name in SCRIPTS if name in known), None)
+    if name is None:
+        pytest.skip("nothing that cuts pictures into tiles is installed")
+
+    def make(method, tiles, units=None):
+        body = host.requests.body(units, width=128, height=128)
+        body["alwayson_scripts"][name] = {"args": SCRIPTS[name](method, tiles)}
+        return body
+
+    return make
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tiles", [WHOLE, TILES], ids=["one tile", "four tiles"])
+def test_two_units(host, tiled, method, tiles):
+    body = tiled(method, tiles)
+    plain = host.generate(body)
+    assert same(host.generate(using(body, SUM)), plain), "our plain sum is not the host's"
+    host.state()
+    fused = host.generate(using(body, EVERYWHERE))
+    counts = host.state()["counts"]
+    assert counts["fuse_residuals"] >= body["steps"]
+    assert distance(plain, fused) > 0
+    if counts["inject_keys_values"] == 0:
+        assert "the UNet works on tiles: nothing is injected" in fused.note
+    else:  # a single tile is the whole picture
+        assert tiles is WHOLE
+        assert fused.note == ""
+
+
+def test_hints_of_several_sizes(host, tiled):
+    units = [
+        host.requests.unit("a", 1),
+        host.requests.unit("b", 2, image=host.requests.picture(2, 192)),
+    ]
+    body = tiled("MultiDiffusion", TILES, units)
+    plain = host.generate(body)
+    assert same(host.generate(using(body, SUM)), plain)
+    assert distance(plain, host.generate(using(body, EVERYWHERE))) > 0
+
+
+def test_one_unit(host, tiled):
+    """Nothing to fuse; the host's own list stays as it is."""
+    body = tiled("MultiDiffusion", WHOLE, [host.requests.unit()])
+    reply = host.generate(using(body, EVERYWHERE))
+    assert "fewer than two" in reply.note
+    assert same(host.generate(body), reply)
