@@ -8,6 +8,7 @@
         on onto in into inside at by for from to under above below behind beside between before after
         near front through across around against among along as is are was were be been being
         its his her their it he she they very while 's 't 're 've 'm 'll 'd
+        の に は が を と で も へ や から まで より 的 了 和 与 在 是 有 之 及 也
     `.trim().split(/\s+/));
     const READ_LIMIT = 20000; // characters of a prompt; nobody picks from more
     const OPTION_LIMIT = 8;
@@ -21,9 +22,18 @@
     const AND_WEIGHT = /:\s*[+-]?(?:\d+\.?|\d*\.\d+)$/;
     const EXTRA_NETWORK = /<[\p{L}\p{N}_]+:[^>]+>/gu;
     const STEP = /^\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?\s*$/;
-    const CLIP_SPLIT = /'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+/giu;
+    // As CLIP splits, and finer where a word may begin without a blank before it: at each letter of
+    // a script without spaces (UNSPACED_SCRIPTS of lib_ccn/spelling.py), at each mark.
+    const UNSPACED = "[\\p{scx=Han}\\p{scx=Hiragana}\\p{scx=Katakana}\\p{scx=Bopomofo}"
+        + "\\p{scx=Thai}\\p{scx=Lao}\\p{scx=Khmer}\\p{scx=Myanmar}]";
+    const CLIP_SPLIT = new RegExp(`'s|'t|'re|'ve|'m|'ll|'d|(?=${UNSPACED})\\p{L}`
+        + `|(?:(?!${UNSPACED})\\p{L})+|\\p{N}|[^\\s\\p{L}\\p{N}]`, "giu");
+    const HAS_UNSPACED = new RegExp(UNSPACED, "u");
+    const UNSPACED_LETTER = new RegExp(`^(?=${UNSPACED})\\p{L}`, "u");
+    const COMBINING = /^[\p{M}\u200c\u200d]/u;
+    const JOINER = /[\u200c\u200d]$/u;
     const MARKS_ONLY = /^[\p{P}\p{N}\p{Z}!-/:-@[-`{-~]*$/u;
-    const ENDS = /^[\s,.;:!?"']+|[\s,.;:!?"']+$/g;
+    const ENDS = /^[\s,.;:!?"'，。、；：！？]+|[\s,.;:!?"'，。、；：！？]+$/g;
 
     // Split a prompt into stretches of equal weight: [{text, weight}]. A BREAK has weight -1.
     function parseWeights(prompt) {
@@ -149,14 +159,33 @@
         return {all, variants};
     }
 
+    // Where words of scripts without spaces begin, by the browser's dictionaries: a set of indices;
+    // null where it has none, or for a text that needs none.
+    function wordStarts(text) {
+        if (typeof Intl.Segmenter !== "function" || !HAS_UNSPACED.test(text)) return null;
+        const segmenter = new Intl.Segmenter(undefined, {granularity: "word"});
+        return new Set(Array.from(segmenter.segment(text), (segment) => segment.index));
+    }
+
     // Cut plain text into atoms, as CLIP does before it looks for its tokens: text as written, key
-    // in lower case, glued if nothing stands between it and the atom before.
+    // in lower case, glued if nothing stands between it and the atom before, tied if it cannot
+    // begin a word, as a combining mark, inside if it belongs to the same word as the one before.
     function splitText(text) {
+        const plain = text.normalize("NFC");
+        const starts = wordStarts(plain);
         let end = -1;
-        return [...text.normalize("NFC").matchAll(CLIP_SPLIT)].map((match) => {
+        let before = "";
+        return [...plain.matchAll(CLIP_SPLIT)].map((match) => {
+            const [here] = match;
             const glued = match.index === end;
-            end = match.index + match[0].length;
-            return {text: match[0], key: match[0].toLowerCase(), glued, cut: ""};
+            const tied = glued && (COMBINING.test(here) || JOINER.test(before));
+            const goesOn = UNSPACED_LETTER.test(here)
+                ? (starts ? !starts.has(match.index) : UNSPACED_LETTER.test(before))
+                : /^\p{EMod}/u.test(here) || (COMBINING.test(before) && /^\p{L}/u.test(here));
+            const inside = tied || (glued && goesOn);
+            end = match.index + here.length;
+            before = here;
+            return {text: here, key: here.toLowerCase(), glued, tied, inside, cut: ""};
         });
     }
 
@@ -195,5 +224,5 @@
         };
     }
 
-    ccn.prompt = {STOP_WORDS, MARKS_ONLY, parseWeights, cleanWord, splitText, readPrompt};
+    ccn.prompt = {STOP_WORDS, MARKS_ONLY, UNSPACED_LETTER, parseWeights, cleanWord, splitText, readPrompt};
 })(globalThis.crossControlNet ??= {});

@@ -6,8 +6,11 @@
     const WORD_LIMIT = 200; // WORD_LIMIT of lib_ccn/settings.py, in characters
     const CHIP_LIMIT = 500;
     const JOINT = /^[-‐‑–'’_&/.+]+$/u; // joins words inside a phrase, as in well-lit
-    const COMBINING = /^[\p{M}\u200c\u200d]+$/u;
-    const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]/u;
+    // A Korean noun carries its particles behind it: PARTICLES of lib_ccn/spelling.py.
+    const PARTICLES = `
+        이 가 은 는 을 를 의 에 에서 에게 께 한테 로 으로 와 과 랑 이랑 도 만 들 부터 까지 처럼 보다
+    `.trim().split(/\s+/);
+    const PARTICLE = new RegExp(`^(?:${PARTICLES.join("|")}){1,3}$`, "u");
 
     const length = (text) => [...text].length;
 
@@ -16,28 +19,27 @@
             .map((atom, i) => (i && !atom.glued ? " " : "") + atom.text).join("");
     }
 
+    // True where an atom's text is the wanted word, or, as the last one, has only particles behind.
+    function reads(atom, key, isLast) {
+        return atom.key === key || (isLast && atom.key.startsWith(key)
+            && PARTICLE.test(atom.key.slice(key.length)));
+    }
+
     // All [start, end) ranges of atoms that read like `word`; phrases do not cross AND or options,
     // and a BREAK only where `acrossBreaks`, as in find_word of lib_ccn/prompt.py.
     function find(atoms, word, acrossBreaks = false) {
         const wanted = ccn.prompt.splitText(ccn.prompt.cleanWord(word));
         const found = [];
         for (let start = 0; wanted.length && start + wanted.length <= atoms.length; start++) {
+            const end = start + wanted.length;
             const fits = wanted.every(({key}, i) => {
                 const atom = atoms[start + i];
                 const joined = !i || !atom.cut || (acrossBreaks && atom.cut === "break");
-                return joined && atom.key === key;
+                return joined && reads(atom, key, start + i === end - 1);
             });
-            if (fits) found.push([start, start + wanted.length]);
+            if (fits && !atoms[start].tied && !atoms[end]?.tied) found.push([start, end]);
         }
         return found;
-    }
-
-    // True where the combining marks of a script, which CLIP cuts off, belong to the same word.
-    function belongsToWordBefore(atoms, i) {
-        const [before, here] = [atoms[i - 1], atoms[i]];
-        return Boolean(before) && here.glued && (
-            COMBINING.test(here.text) || (COMBINING.test(before.text) && /^\p{L}/u.test(here.text))
-        );
     }
 
     function bridges(atoms, i) {
@@ -54,7 +56,7 @@
         const chips = [];
         for (let start = 0, end; start < atoms.length && chips.length < CHIP_LIMIT; start = end) {
             end = start + 1;
-            while (end < atoms.length && belongsToWordBefore(atoms, end)) end++;
+            while (end < atoms.length && atoms[end].inside && !atoms[end].cut) end++;
             const text = phrase(atoms, start, end);
             const key = text.toLowerCase();
             if (ccn.prompt.STOP_WORDS.has(key) || ccn.prompt.MARKS_ONLY.test(key)) continue;
@@ -85,14 +87,8 @@
 
     // True if the word is given and stands nowhere in what the model may see.
     function isMissing(words, word) {
-        const clean = ccn.prompt.cleanWord(word);
-        if (!ccn.prompt.splitText(clean).length) return false;
-        if ([words.atoms, ...words.variants].some((atoms) => find(atoms, word, true).length)) {
-            return false;
-        }
-        // Some tokenizers cut scripts without spaces into characters: part of a run will do.
-        const key = clean.normalize("NFC").toLowerCase();
-        return !(UNSPACED.test(key) && words.atoms.some((atom) => atom.key.includes(key)));
+        if (!ccn.prompt.splitText(ccn.prompt.cleanWord(word)).length) return false;
+        return ![words.atoms, ...words.variants].some((atoms) => find(atoms, word, true).length);
     }
 
     // Return the new foreground word after chip `index` is used while the word is `word`.
@@ -130,5 +126,5 @@
         return chips[index].text;
     }
 
-    ccn.selection = {WORD_LIMIT, find, wordsOf, selectedRuns, isMissing, choose};
+    ccn.selection = {WORD_LIMIT, PARTICLES, find, wordsOf, selectedRuns, isMissing, choose};
 })(globalThis.crossControlNet ??= {});

@@ -2,86 +2,96 @@
 
 Stable Diffusion's conditioning is a row of chunks of BOS + 75 content tokens + EOS; content token
 p of chunk c sits at 77 c + 1 + p. A host that shows its real token ids is served by `layout`, a
-host that shows only the prompt by `tokenize`, which places tokens as the WebUIs do. Only the
-standard library is imported.
+host that shows only the prompt by `tokenize`, which places tokens as the WebUIs do. What tokens
+spell, and where a word may begin in it, is in `spelling.py`. Only the standard library is imported.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 import string
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
+
+from .emphasis import Segment, parse_weights, strip_weights
+from .spelling import (
+    END_OF_WORD,
+    UNKNOWN,
+    Letter,
+    is_mark,
+    letters,
+    occurrences,
+    script,
+    split_words,
+    written,
+)
 
 BOS, EOS = 49406, 49407
 CHUNK = 75
 BACKTRACK = 20
-END_OF_WORD = "</w>"
-PLACEHOLDER = "!"  # CLIP's id 0, which the WebUIs put where an embedding stands
-_MARKS = frozenset(string.punctuation)
 
 _FUNCTION_WORDS = """
     a an the this that these those some any each every no not of over and or but nor with without
     on onto in into inside at by for from to under above below behind beside between before after
     near front through across around against among along as is are was were be been being
     its his her their it he she they very while 's 't 're 've 'm 'll 'd
+    の に は が を と で も へ や から まで より 的 了 和 与 在 是 有 之 及 也
 """
+_ENDS = ",.;:!?\"'，。、；：！？"  # noqa: RUF001
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
-
-_SYNTAX = re.compile(
-    r"""
-      \\(?P<escaped>[()\[\]\\]?)
-    | (?P<open>[(\[])
-    | :\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)
-    | (?P<close>[)\]])
-    | [^\\()\[\]:]+
-    | :
-    """,
-    re.VERBOSE,
-)
-_BREAK = re.compile(r"\bBREAK\b")
-
-
-class Segment(NamedTuple):
-    """A stretch of a prompt with one weight, or a BREAK (whose text is "BREAK", weight -1)."""
-
-    text: str
-    weight: float
-
-    @property
-    def is_break(self) -> bool:
-        """True where the prompt asks for a new chunk."""
-        return self == ("BREAK", -1.0)
 
 
 @dataclass(frozen=True)
 class Token:
-    """A content token: its id, its index in the conditioning sequence, and its piece if known."""
+    """A content token: its id, its index in the conditioning sequence, and its piece if known.
+
+    Where an embedding stands for its name, a token of the name has all `span` positions of it.
+    """
 
     id: int
     position: int
     piece: str | None = None
+    span: int = 1
+
+    @property
+    def positions(self) -> range:
+        """Where it stands in the conditioning sequence."""
+        return range(self.position, self.position + self.span)
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
     """The content tokens of a prompt in order, and how many chunks they fill.
 
-    `dropped` holds the ids that did not fit where the number of chunks is limited.
+    `dropped` holds the ids that did not fit where the number of chunks is limited; `spell` gives
+    ids' pieces, if the vocabulary is known; `problem` is why the tokens are not known; where it is
+    `literal`, brackets in it are no weights.
     """
 
     tokens: tuple[Token, ...]
     chunks: int = 1
     chunk: int = CHUNK
     dropped: tuple[int, ...] = ()
+    spell: Callable[[Sequence[int]], Sequence[str]] | None = field(
+        default=None, compare=False, repr=False
+    )
+    problem: str = ""
+    literal: bool = False
 
     @property
     def length(self) -> int:
         """Tokens of the whole conditioning sequence, BOS, EOS and padding included."""
         return self.chunks * (self.chunk + 2)
+
+    @cached_property
+    def letters(self) -> list[Letter] | None:
+        """What the tokens spell; None where a piece is not known."""
+        pieces = [
+            (token.piece, token.positions) for token in self.tokens if token.piece is not None
+        ]
+        return letters(pieces) if len(pieces) == len(self.tokens) else None
 
 
 class Word(NamedTuple):
@@ -89,56 +99,6 @@ class Word(NamedTuple):
 
     text: str
     positions: tuple[int, ...]
-
-
-def parse_weights(prompt: str) -> list[Segment]:
-    """Split a prompt in the WebUIs' emphasis syntax into segments of equal weight; never raises.
-
-    `(a)` is weighted 1.1, `[a]` 1/1.1, `(a:1.3)` 1.3, nested ones multiply, an unclosed bracket
-    lasts to the end; a backslash makes a bracket literal; BREAK begins a new chunk. Like the
-    WebUIs, a BREAK inside a bracket is taken for a word unless its weight is 1. Prompt
-    editing (`[a:b:0.5]`, `[a|b]`), AND and `<lora:...>` are resolved by the host before this.
-    """
-    parts: list[list[Any]] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}
-
-    def close(bracket: str, weight: float) -> None:
-        for part in parts[opened[bracket].pop() :]:
-            part[1] *= weight
-
-    for match in _SYNTAX.finditer(prompt):
-        escaped, opening, weight, closing = match.group("escaped", "open", "weight", "close")
-        if escaped is not None:
-            parts.append([escaped, 1.0])
-        elif opening:
-            opened[opening].append(len(parts))
-        elif weight and opened["("]:
-            close("(", float(weight))
-        elif closing == ")" and opened["("]:
-            close("(", 1.1)
-        elif closing == "]" and opened["["]:
-            close("[", 1 / 1.1)
-        else:
-            for i, text in enumerate(_BREAK.split(match.group())):
-                if i:
-                    parts[-1][0] = parts[-1][0].rstrip()
-                    parts.append(["BREAK", -1.0])
-                parts.append([text.lstrip() if i else text, 1.0])
-    for bracket, weight in (("(", 1.1), ("[", 1 / 1.1)):
-        while opened[bracket]:
-            close(bracket, weight)
-
-    segments: list[Segment] = []
-    for text, weight in parts:
-        if segments and segments[-1].weight == weight:
-            text = segments.pop().text + text
-        segments.append(Segment(text, weight))
-    return segments or [Segment("", 1.0)]
-
-
-def strip_weights(prompt: str) -> str:
-    """Return the prompt as plain text: no weights, brackets or escapes, a space for each BREAK."""
-    return "".join(" " if s.is_break else s.text for s in parse_weights(prompt))
 
 
 def layout(
@@ -208,40 +168,78 @@ def tokenize(
     return _place(chunks, chunk, decode_piece, dropped)
 
 
-def clean_word(word: str) -> str:
-    """Return a foreground word as plain text: no weights, no punctuation at its ends."""
-    return strip_weights(word).strip(string.whitespace + ",.;:!?\"'")
+def clean_word(word: str, literal: bool = False) -> str:
+    """Return a foreground word as plain text: no weights, no punctuation at its ends.
+
+    Where a prompt is taken literally, brackets are no weights.
+    """
+    return (word if literal else strip_weights(word)).strip(string.whitespace + _ENDS)
+
+
+def with_names(
+    tokenized: TokenizedPrompt, names: Iterable[tuple[range, Sequence[int]]]
+) -> TokenizedPrompt:
+    """Put the tokens of a name where others stand for it, as an embedding's vectors do.
+
+    `names` has the positions that stand for a name, and the ids of the name's own tokens.
+    """
+    taken: set[int] = set()
+    named: list[Token] = []
+    for positions, ids in names:
+        taken.update(positions)
+        pieces: list[str | None] = [None] * len(ids)
+        if tokenized.spell is not None and ids:
+            pieces = [*tokenized.spell(ids)]
+            pieces[-1] = f"{pieces[-1]}".removesuffix(END_OF_WORD) + END_OF_WORD
+        named += [
+            Token(number, positions.start, piece, len(positions))
+            for number, piece in zip(ids, pieces, strict=True)
+        ]
+    kept = [token for token in tokenized.tokens if token.position not in taken]
+    everything = sorted([*kept, *named], key=lambda token: token.position)
+    return replace(tokenized, tokens=tuple(everything))
 
 
 def find_word(tokenized: TokenizedPrompt, word_ids: Sequence[int]) -> list[int]:
     """Return the positions of all occurrences of a word or phrase, sorted; empty if absent.
 
-    `word_ids` is `encode(clean_word(word))`. An occurrence may cross a chunk boundary. Where
-    pieces are known, it must begin at the beginning of a word.
+    `word_ids` is `encode(clean_word(word))`. An occurrence may cross a chunk boundary. Where pieces
+    are known, their letters count and not the ids: a word begins and ends where words do, and in
+    scripts without spaces anywhere, so that it may be a part of what CLIP takes for one word.
     """
+    text, found = tokenized.letters, set[int]()
+    if text is not None and tokenized.spell is not None:
+        word = letters((piece, ()) for piece in tokenized.spell(word_ids))
+        for place in occurrences(text, word):
+            found.update(position for i in place for position in text[i].positions)
+        return sorted(found)
     ids, wanted = [t.id for t in tokenized.tokens], list(word_ids)
-    found: set[int] = set()
     for start in range(len(ids) - len(wanted) + 1) if wanted else ():
-        if ids[start : start + len(wanted)] == wanted and _begins_word(tokenized.tokens, start):
-            found.update(t.position for t in tokenized.tokens[start : start + len(wanted)])
+        if ids[start : start + len(wanted)] == wanted:
+            for token in tokenized.tokens[start : start + len(wanted)]:
+                found.update(token.positions)
     return sorted(found)
 
 
-def why_missing(tokenized: TokenizedPrompt, word: str, word_ids: Sequence[int]) -> str:
-    """Say for people why `find_word` found nothing."""
-    shown = clean_word(word)
+def why_missing(
+    tokenized: TokenizedPrompt, word: str, word_ids: Sequence[int], where: str = "the prompt"
+) -> str:
+    """Say for people why `find_word` found nothing; `where` names the prompt."""
+    shown = clean_word(word, tokenized.literal)
+    if tokenized.problem:
+        return tokenized.problem
     if not shown or not word_ids:
         return "no foreground word is given"
-    ids = [t.id for t in tokenized.tokens] + list(tokenized.dropped)
-    whole = _place([ids], len(ids), None)
-    if tokenized.dropped and find_word(whole, word_ids):
+    if tokenized.dropped and find_word(_with_dropped(tokenized), word_ids):
         read = tokenized.chunks * tokenized.chunk
-        return f"word '{shown}' lies beyond the {read} tokens of the prompt that the model reads"
-    near = []
-    if all(t.piece is not None for t in tokenized.tokens):
+        return f"word '{shown}' lies beyond the {read} tokens of {where} that the model reads"
+    if tokenized.spell is not None and any(UNKNOWN in p for p in tokenized.spell(word_ids)):
+        return f"the text encoder does not know the letters of word '{shown}'"
+    near: list[str] = []
+    if tokenized.letters is not None:
         near = difflib.get_close_matches(shown.lower(), [w.text for w in words(tokenized)], n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return f"word '{shown}' is not in the prompt{hint}"
+    return f"word '{shown}' is not in {where}{hint}"
 
 
 def words(
@@ -251,30 +249,24 @@ def words(
 
     `decode_piece` gives an id's entry of CLIP's vocabulary, such as "star</w>" (default: the
     tokens' own pieces; raises ValueError if there are none). Words of punctuation or digits
-    only, and function words (`STOP_WORDS`), are left out.
+    only, single kana or Thai letters, and function words (`STOP_WORDS`) are left out. How scripts
+    without spaces are cut is in `spelling.split_words`.
     """
-    tokens = _with_pieces(tokenized.tokens, decode_piece)
-    grouped: list[tuple[str, list[int]]] = []
-    for i, token in enumerate(tokens):
-        if token.piece is None:
-            raise ValueError("the pieces of the tokens are not known: give decode_piece")
-        piece = token.piece.removesuffix(END_OF_WORD)
-        if grouped and not _begins_word(tokens, i):
-            text, positions = grouped.pop()
-            grouped.append((text + piece, [*positions, token.position]))
-        else:
-            grouped.append((piece, [token.position]))
-    found: dict[str, list[int]] = {}
-    for raw, positions in grouped:
-        text = _from_byte_letters(raw).lower()
-        if text not in STOP_WORDS and not all(map(is_mark, text)):
-            found.setdefault(text, []).extend(positions)
-    return [Word(text, tuple(positions)) for text, positions in found.items()]
+    text = replace(tokenized, tokens=_with_pieces(tokenized.tokens, decode_piece)).letters
+    if text is None:
+        raise ValueError("the pieces of the tokens are not known: give decode_piece")
+    found: dict[str, set[int]] = {}
+    for group in split_words(text):
+        name = written(group)
+        if _names_something(name):
+            found.setdefault(name, set()).update(*(letter.positions for letter in group))
+    return [Word(name, tuple(sorted(positions))) for name, positions in found.items()]
 
 
-def is_mark(char: str) -> bool:
-    """Whether a character is no part of a word that names something: punctuation or a digit."""
-    return char in _MARKS or unicodedata.category(char)[0] in "PNZ"
+def _names_something(text: str) -> bool:
+    if len(text) == 1 and script(text) not in ("", "CJK"):  # a syllable or less
+        return False
+    return text not in STOP_WORDS and text != UNKNOWN and not all(map(is_mark, text))
 
 
 def _plain(values: Any) -> Any:
@@ -295,7 +287,21 @@ def _place(
         for p, token in enumerate(content)
     )
     placed = _with_pieces(tokens, decode_piece)
-    return TokenizedPrompt(placed, max(len(contents), 1), chunk, tuple(dropped))
+    decode = decode_piece
+    spell = None if decode is None else lambda ids: [decode(number) for number in ids]
+    return TokenizedPrompt(placed, max(len(contents), 1), chunk, tuple(dropped), spell)
+
+
+def _with_dropped(tokenized: TokenizedPrompt) -> TokenizedPrompt:
+    """The prompt with what the model does not read behind it, its positions made up."""
+    pieces: Sequence[str | None] = [None] * len(tokenized.dropped)
+    if tokenized.spell is not None:
+        pieces = tokenized.spell(tokenized.dropped)
+    behind = (
+        Token(number, tokenized.length, piece)
+        for number, piece in zip(tokenized.dropped, pieces, strict=True)
+    )
+    return replace(tokenized, tokens=(*tokenized.tokens, *behind), dropped=())
 
 
 def _with_pieces(
@@ -303,7 +309,7 @@ def _with_pieces(
 ) -> tuple[Token, ...]:
     if decode_piece is None:
         return tokens
-    return tuple(Token(t.id, t.position, decode_piece(t.id)) for t in tokens)
+    return tuple(replace(token, piece=decode_piece(token.id)) for token in tokens)
 
 
 def _after_comma(content: list[int], comma: list[int], backtrack: int) -> int:
@@ -312,28 +318,3 @@ def _after_comma(content: list[int], comma: list[int], backtrack: int) -> int:
         if [token] == comma:
             return behind
     return 0
-
-
-def _begins_word(tokens: Sequence[Token], index: int) -> bool:
-    before = tokens[index - 1].piece if index else None
-    here = tokens[index].piece
-    if before is None or here is None or before.endswith(END_OF_WORD):
-        return True
-    return before == PLACEHOLDER and not set(here[:1]) <= _MARKS
-
-
-def _byte_letters() -> dict[str, int]:
-    """Return the letter that byte-level BPE writes for each byte, as GPT-2 introduced it."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in shown]
-    return {**{chr(b): b for b in shown}, **{chr(256 + i): b for i, b in enumerate(hidden)}}
-
-
-_BYTES = _byte_letters()
-
-
-def _from_byte_letters(text: str) -> str:
-    try:
-        return bytes(_BYTES[c] for c in text).decode()
-    except (KeyError, UnicodeDecodeError):  # a vocabulary that is not byte-level
-        return text

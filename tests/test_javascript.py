@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lib_ccn.prompt import (
     words,
 )
 from lib_ccn.settings import WORD_LIMIT
+from lib_ccn.spelling import PARTICLES, script
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests" / "javascript"
@@ -66,7 +69,7 @@ def random_prompts(count: int) -> list[str]:
 
 
 class Pieces:
-    """Splits text into whole words as CLIP does, without cutting those into tokens."""
+    """Splits text into words as CLIP does, and those into characters."""
 
     def __init__(self) -> None:
         tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -81,14 +84,15 @@ class Pieces:
 
     def encode(self, text: str) -> list[int]:
         ids = []
-        for piece, _ in self.splitter.pre_tokenize_str(self.normalizer.normalize_str(text)):
-            if piece not in self.known:
-                self.known.append(piece)
-            ids.append(self.known.index(piece))
+        for word, _ in self.splitter.pre_tokenize_str(self.normalizer.normalize_str(text)):
+            for piece in [*word[:-1], word[-1] + "</w>"]:
+                if piece not in self.known:
+                    self.known.append(piece)
+                ids.append(self.known.index(piece))
         return ids
 
     def piece(self, token: int) -> str:
-        return self.known[token] + "</w>"
+        return self.known[token]
 
 
 def test_node_runs_the_tests_of_the_scripts():
@@ -101,8 +105,23 @@ def test_node_runs_the_tests_of_the_scripts():
 
 
 def test_both_languages_have_the_same_constants():
-    got = ask("answer = [[...prompt.STOP_WORDS].sort(), selection.WORD_LIMIT];")
-    assert got == [sorted(STOP_WORDS), WORD_LIMIT]
+    names = "[...prompt.STOP_WORDS], selection.PARTICLES, selection.WORD_LIMIT"
+    stop_words, particles, limit = ask(f"answer = [{names}];")
+    assert (set(stop_words), set(particles), limit) == (STOP_WORDS, PARTICLES, WORD_LIMIT)
+
+
+def test_both_languages_know_the_same_scripts_without_spaces():
+    """Of the letters that Python knows, but for signs that hardly anybody writes."""
+    rare = ("HENTAIGANA", "MODIFIER", "VERTICAL", "MASU", "CARON", "OLD CHINESE")
+    known = [chr(i) for i in range(0x20000) if unicodedata.category(chr(i)).startswith("L")]
+    known = [char for char in known if not unicodedata.name(char, "").startswith(rare)]
+    got = ask("answer = data.map((c) => prompt.UNSPACED_LETTER.test(c));", known)
+    differing = [
+        unicodedata.name(char)
+        for char, unspaced in zip(known, got, strict=True)
+        if unspaced is not bool(script(char))
+    ]
+    assert differing == []
 
 
 def test_both_languages_read_weights_alike():
@@ -121,6 +140,9 @@ def test_both_languages_find_the_same_words():
     prompts = [
         p for p in random_prompts(1500) if strip_weights(p) == p.strip() == p and ":" not in p
     ]
+    # Only a browser has dictionaries for what is written without blanks.
+    together = re.compile("[猫星][猫星]")
+    prompts = [prompt for prompt in prompts if not together.search(prompt)]
     assert len(prompts) > 100
     got = ask("answer = data.map((p) => selection.wordsOf(p).chips.map((c) => c.text));", prompts)
     for text, chips in zip(prompts, got, strict=True):
@@ -152,6 +174,49 @@ def test_both_languages_agree_on_what_is_missing():
         assert missing is (bool(ids) and not found), (text, word)
         seen.add(missing)
     assert seen == {True, False}
+
+
+PROMPTS = [
+    "赤い星 over a field",
+    "红色的星星，在田野上。月亮",  # noqa: RUF001
+    "東京のネオンサイン、ひまわり",
+    "ดาวสีแดงเหนือทุ่ง and a star",
+    "빨간 별이 들판 위에, 고양이가",
+    "नमस्ते दुनिया",
+    "a 🌟🌙 sky, 👩‍🚀 and 👩🏽!",
+    "Leuchtturm über dem Meer, star\u200cfish",
+    "(red:1.2) ral-chrome_v2 [moon], \\(big\\), well-lit",
+]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_every_chip_is_a_word_that_python_finds(prompt):
+    pieces = Pieces()
+    tokenized = tokenize(prompt, pieces.encode, decode_piece=pieces.piece)
+    chips = ask("answer = selection.wordsOf(data).chips.map((c) => c.text);", prompt)
+    assert len(chips) > 1
+    for chip in chips:
+        assert find_word(tokenized, pieces.encode(clean_word(chip))), chip
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_both_languages_find_the_same_parts_of_words(prompt):
+    pieces = Pieces()
+    tokenized = tokenize(prompt, pieces.encode, decode_piece=pieces.piece)
+    plain = strip_weights(prompt)
+    parts = [plain[i:j] for i in range(len(plain)) for j in range(i + 1, min(i + 7, len(plain)))]
+    parts = [part for part in parts if clean_word(part) == part == part.strip()]
+    cases = [[prompt, part] for part in parts if not _begins_oddly(part)]
+    got = ask("answer = data.map(([p, w]) => selection.isMissing(selection.wordsOf(p), w));", cases)
+    for (_, part), missing in zip(cases, got, strict=True):
+        ids = pieces.encode(part)
+        assert missing is (bool(ids) and not find_word(tokenized, ids)), part
+    assert False in got
+
+
+def _begins_oddly(part: str) -> bool:
+    """With what no people begin a word, so that it does not matter what is made of it."""
+    return part[0] in "\u200c\u200d" or unicodedata.category(part[0])[0] == "M"
 
 
 def test_a_script_that_the_browser_cannot_read_would_be_noticed():

@@ -7,9 +7,9 @@ import time
 
 import pytest
 import torch
+from clip_like import TOKENIZER, encode, piece, pieces
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lib_ccn.prompt import (
     BOS,
@@ -24,65 +24,9 @@ from lib_ccn.prompt import (
     strip_weights,
     tokenize,
     why_missing,
+    with_names,
     words,
 )
-
-WHOLE = "a an the of over and with red blue green star field sea light house"
-
-
-def clip_like_tokenizer() -> Tokenizer:
-    """CLIP's normaliser, splits and `</w>`, with merges for a few words; the rest is bytes."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = [*letters, *(c + "</w>" for c in letters)]
-    merges: list[tuple[str, str]] = []
-
-    def merge(left: str, right: str) -> str:
-        merges.append((left, right))
-        vocab.append(left + right)
-        return left + right
-
-    for word in WHOLE.split():
-        ending = word[-1] + "</w>"
-        for letter in reversed(word[:-1]):
-            known = (letter, ending) in merges
-            ending = letter + ending if known else merge(letter, ending)
-    beginning = "l"  # so that "lighthouse" is "light" + "house</w>"
-    for letter in "ight":
-        beginning = merge(beginning, letter)
-    merge("Ã", "©</w>")
-    ids = {piece: i for i, piece in enumerate(vocab)}
-    tokenizer = Tokenizer(models.BPE(ids, merges, end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFC(),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Lowercase(),
-        ]
-    )
-    splits = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(splits), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-TOKENIZER = clip_like_tokenizer()
-
-
-def encode(text: str) -> list[int]:
-    return TOKENIZER.encode(text, add_special_tokens=False).ids
-
-
-def piece(token: int) -> str:
-    return TOKENIZER.id_to_token(token)
-
-
-def pieces(text: str) -> list[str]:
-    return [piece(i) for i in encode(text)]
 
 
 def read(prompt: str, **options) -> TokenizedPrompt:
@@ -383,6 +327,51 @@ def test_a_word_after_an_embedding_is_found():
     assert words(tokenized) == [("star", (3,))]
 
 
+NAMES = [
+    ("easystar", ["easystar"]),
+    ("ral-chrome_v2", ["ral", "Chrome", "RAL-chrome_v2"]),
+    ("red moon", ["moon", "red moon"]),
+    ("赤い星", ["星", "赤い星"]),
+]
+
+
+@pytest.mark.parametrize(("name", "searched"), NAMES)
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_an_embedding_is_found_by_its_name(name, searched, vectors):
+    mark = TOKENIZER.token_to_id("!")  # what the WebUIs put where an embedding stands
+    ids = [*encode("a"), *[mark] * vectors, *encode("over the sea")]
+    place = range(2, 2 + vectors)
+    tokenized = with_names(layout(ids, decode_piece=piece), [(place, encode(name))])
+    for word in searched:
+        assert find(tokenized, word) == list(place), word
+    assert find(tokenized, "a " + name) == [1, *place]
+    assert find(tokenized, name + " over") == [*place, place.stop]
+    assert find(tokenized, "sea") == [place.stop + 2]
+    assert find(tokenized, "star") == find(tokenized, "!") == []
+    assert words(tokenized) == [(name, tuple(place)), ("sea", (place.stop + 2,))]
+
+
+def test_embeddings_where_pieces_are_not_known_or_the_host_misplaces_them():
+    ids = [*encode("a"), 0, 0, *encode("sea")]
+    tokenized = with_names(layout(ids), [(range(2, 4), encode("red moon"))])
+    assert find(tokenized, "red moon") == [2, 3]
+    assert find(tokenized, "moon sea") == [2, 3, 4]
+    # Behind the prompt's end: where the UNet gets it, it is found.
+    late = with_names(layout(ids, decode_piece=piece), [(range(60, 62), encode("moon"))])
+    assert find(late, "moon") == [60, 61]
+
+
+def test_letters_that_the_text_encoder_does_not_know():
+    names = {1: "a</w>", 2: "<unk></w>", 3: "star</w>"}
+    tokenized = layout([1, 2, 3], decode_piece=names.__getitem__)
+    assert find_word(tokenized, [2]) == []
+    assert find_word(tokenized, [3]) == [3]
+    assert why_missing(tokenized, "星", [2]) == (
+        "the text encoder does not know the letters of word '星'"
+    )
+    assert [word.text for word in words(tokenized)] == ["star"]
+
+
 def test_why_a_word_is_missing():
     def why(prompt, word, **options):
         return why_missing(read(prompt, **options), word, encode(clean_word(word)))
@@ -393,6 +382,11 @@ def test_why_a_word_is_missing():
     )
     assert why("a red star", " ") == "no foreground word is given"
     assert why("", "dog") == "word 'dog' is not in the prompt"
+    assert why_missing(read("a star"), "dog", encode("dog"), "the prompts") == (
+        "word 'dog' is not in the prompts"
+    )
+    unread = TokenizedPrompt((), problem="the prompt could not be read (ValueError: no)")
+    assert why_missing(unread, "dog", encode("dog")) == unread.problem
     beyond = why("a " * 75 + "star", "star", weighted=False, max_chunks=1)
     assert beyond == "word 'star' lies beyond the 75 tokens of the prompt that the model reads"
     plain = why_missing(tokenize("a star", encode), "dog", encode("dog"))
@@ -433,11 +427,5 @@ def test_words_of_plain_vocabularies_and_without_pieces():
 @example("B0B")
 def test_every_word_offered_can_be_found(prompt):
     tokenized = read(prompt)
-    by_position = {t.position: t for t in tokenized.tokens}
     for word in words(tokenized):
-        ids: list[int] = []
-        for position in word.positions:
-            ids.append(by_position[position].id)
-            if piece(ids[-1]).endswith("</w>"):
-                break
-        assert find_word(tokenized, ids) == list(word.positions)
+        assert set(word.positions) <= set(find_word(tokenized, encode(word.text)))

@@ -26,7 +26,13 @@ const CHIPS = [
     ["[(star:1.2):[moon:sun:3]:0.5]", ["star", "moon", "sun"]],
     ["[star:moon:soon]", ["star", "moon", "soon"]],
     ["1girl, 3d render, well-lit", ["girl", "d", "render", "well", "lit"]],
-    ["赤い星と猫, ein größerer Bär, étoile", ["赤い星と猫", "ein", "größerer", "Bär", "étoile"]],
+    ["赤い星と猫, ein größerer Bär, étoile", ["赤い", "星", "猫", "ein", "größerer", "Bär", "étoile"]],
+    ["赤い星 over a field", ["赤い", "星", "field"]],
+    ["红色的星星，在田野上。", ["红色", "星星", "田野上"]],
+    ["ดาวสีแดง on a hill", ["ดาว", "สี", "แดง", "hill"]],
+    ["빨간 별이 들판 위에", ["빨간", "별이", "들판", "위에"]],
+    ["🌟🌙, 👩🏽 and 👩‍🚀", ["🌟", "🌙", "👩🏽", "👩‍🚀"]],
+    ["(EasyNegative:1.2) <lora:x:1>, ral-chrome_v2", ["EasyNegative", "ral", "chrome", "v"]],
     ["नमस्ते दुनिया", ["नमस्ते", "दुनिया"]],
     ["a 🌟 star 👩‍🚀", ["🌟", "star", "👩‍🚀"]],
     ["<b>bold</b> & \"quoted\"", ["b", "bold", "b", "quoted"]],
@@ -39,6 +45,16 @@ const CHIPS = [
 for (const [prompt, expected] of CHIPS) {
     test(`the words of ${JSON.stringify(prompt)}`, () => assert.deepEqual(chips(prompt), expected));
 }
+
+test("without the browser's dictionaries a stretch of a script without spaces stays whole", () => {
+    const { Segmenter } = Intl;
+    try {
+        delete Intl.Segmenter;
+        assert.deepEqual(chips("赤い星と猫, red"), ["赤い星と猫", "red"]);
+    } finally {
+        Intl.Segmenter = Segmenter;
+    }
+});
 
 test("comments count only where the host strips them", () => {
     const prompt = "star # not the moon\nsea";
@@ -68,7 +84,7 @@ test("words do not meet across AND, BREAK and options, but across weights", () =
 test("hostile prompts are read in good time", () => {
     const began = performance.now();
     for (const unit of ["[", "(", "[a:", "[a|", "\\", "(a", ":1)", "[[a:b:1]", "<lora:", "AND ",
-        "BREAK ", " ", "a ", "a:", "\0", "\ud800", "é", "-", "[a:b:1] "]) {
+        "BREAK ", " ", "a ", "a:", "\0", "\ud800", "é", "-", "[a:b:1] ", "星", "สี", "별이"]) {
         const { atoms, chips: found } = wordsOf(unit.repeat(30000));
         assert.ok(found.length <= 500 && atoms.length <= 20000);
     }
