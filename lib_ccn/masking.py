@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .foreground import (
     CrossAttentionRecorder,
@@ -34,32 +34,36 @@ class WordMask:
     Args:
         settings: `foreground_word` ("" chooses one), `mask_threshold`, `mask_reduction`,
             `start_step`.
-        unet: the backbone.
+        recorder: of the backbone's attention to the prompt.
         prompts: one per picture, or one for all, or none where the host does not know them.
         encode: token ids of a text, without special tokens.
         note: takes a sentence for the user.
 
     Attributes:
-        chosen: for each prompt's index the word in use, None where there is none.
+        chosen: for each prompt's index the word that its masks were made from, as the user or the
+            tokenizer writes it; several, where the prompt's editing made an automatic one change,
+            joined by commas; None where there was none so far.
         heat: the words' maps behind the latest mask, scaled to [0, 1], [pictures, H, W].
     """
 
     def __init__(
         self,
         settings: Settings,
-        unet: nn.Module,
+        recorder: CrossAttentionRecorder,
         prompts: Sequence[TokenizedPrompt],
         encode: Callable[[str], list[int]] | None,
         note: Callable[[str], None],
     ) -> None:
         self.settings = settings
-        self.recorder = CrossAttentionRecorder(unet, settings.mask_reduction)
+        self.recorder = recorder
         self.prompts = list(prompts)
         self.encode = encode
         self.note = note
         self.chosen: dict[int, str | None] = {}
         self.heat: Tensor | None = None
-        self._words: dict[int, Word | None] = {}
+        self._words: dict[tuple[int, TokenizedPrompt], Word | None] = {}
+        self._settled: dict[int, list[str]] = {}
+        self._scheduled = False
         self._grid: tuple[int, int] | None = None
         # By picture: what was recorded of it in this step, and the foreground unit's deviation.
         self._maps: dict[int, list[Tensor]] = {}
@@ -70,8 +74,6 @@ class WordMask:
         # The latest call that should have been recorded, until something was.
         self._unread: Call | None = None
         self._found = False
-        if not self.prompts:
-            note("the prompt is not known, so no word can be looked for")
 
     @property
     def error(self) -> Exception | None:
@@ -79,17 +81,20 @@ class WordMask:
         return self.recorder.error
 
     def change_prompts(self, prompts: Sequence[TokenizedPrompt]) -> None:
-        """From the coming call on these prompts are in force; where they differ, words are new."""
-        for index in range(max(len(prompts), len(self.prompts))):
-            before = self.prompts[index] if index < len(self.prompts) else None
-            if index >= len(prompts) or before != prompts[index]:
-                self._words.pop(index, None)
+        """From the coming call on these prompts are in force.
+
+        A host that changes them knows those of all steps, and says itself in which of them a named
+        word is not.
+        """
         self.prompts = list(prompts)
+        self._scheduled = True
 
     def attach(self) -> None:
-        """Hook the UNet's cross-attention."""
+        """Hook the UNet's cross-attention, where there is a prompt to look for words in."""
         if self.prompts:
             self.recorder.attach()
+        else:
+            self.note("the prompt is not known, so no word can be looked for")
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -185,6 +190,8 @@ class WordMask:
         """Why nothing was recorded in a step whose last call this was."""
         if not call.conditional:
             return "no mask: which rows of the UNet's batch the prompt belongs to is not known"
+        if self.recorder.unheard:
+            return f"no mask: the backbone's attention {self.recorder.unheard} and cannot be read"
         name = "mask_reduction"
         allowed = range(int(fields()[name].minimum), int(fields()[name].maximum) + 1)
         grids = {n: reduced_grid(call.latent_size, n) for n in allowed}
@@ -195,57 +202,84 @@ class WordMask:
 
     @property
     def _undecided(self) -> bool:
-        return len(self._words) < len(self.prompts)
+        return not self._words.keys() >= set(enumerate(self.prompts))
 
     def _word(self, index: int, rows: slice, maps: Tensor, final: bool) -> Word | None:
         """The foreground word of a prompt; an automatic one is settled when injection begins."""
-        if index in self._words:
-            return self._words[index]
         prompt = self.prompts[index]
-        word = (
-            self._named(prompt)
-            if self.settings.foreground_word
-            else self._automatic(prompt, rows, maps, final)
-        )
-        if final or self.settings.foreground_word:
-            self._words[index] = word
-        self.chosen[index] = None if word is None else word.text
+        if (index, prompt) in self._words:
+            return self._words[index, prompt]
+        named = bool(self.settings.foreground_word)
+        problem = _problem(prompt, maps)
+        if problem:
+            self.note(problem)
+            word = None
+        elif named:
+            word = self._named(prompt)
+        else:
+            word = self._automatic(index, rows, maps, final)
+        settled = self._settled.setdefault(index, [])
+        if named or final:
+            self._words[index, prompt] = word
+            if word is not None and word.text not in settled:
+                settled.append(word.text)
+        provisional = [] if word is None else [word.text]
+        self.chosen[index] = ", ".join(settled or provisional) or None
         return word
 
     def _named(self, prompt: TokenizedPrompt) -> Word | None:
-        text = clean_word(self.settings.foreground_word)
+        text = clean_word(self.settings.foreground_word, prompt.literal)
         if self.encode is None:
             self.note("the prompt's tokenizer is not known, so no word can be looked for")
             return None
-        ids = self.encode(text)
-        positions = find_word(prompt, ids)
-        if not positions:
-            self.note(why_missing(prompt, text, ids))
+        try:
+            ids = self.encode(text)
+        except Exception as error:  # a host's tokenizer: it costs the word, not the fusion
+            self.note(f"word '{text}' cannot be looked for ({type(error).__name__}: {error})")
             return None
-        return Word(text, tuple(positions))
+        positions = find_word(prompt, ids)
+        if positions:
+            return Word(text, tuple(positions))
+        if not self._scheduled:
+            self.note(why_missing(prompt, text, ids))
+        return None
 
-    def _automatic(
-        self, prompt: TokenizedPrompt, rows: slice, maps: Tensor, final: bool
-    ) -> Word | None:
+    def _automatic(self, index: int, rows: slice, maps: Tensor, final: bool) -> Word | None:
+        prompt = self.prompts[index]
         if any(token.piece is None for token in prompt.tokens):
             self.note("no automatic word with this text encoder: name one")
             return None
         candidates = words(prompt)
-        best = None
+        # Where prompt editing has changed the rest, the foreground stays what it is.
+        kept = [word for word in candidates if word.text in self._settled.get(index, ())]
+        if kept:
+            return kept[0]
         known = [self._deviation.get(picture) for picture in range(len(maps))[rows]]
         like = next((deviation for deviation in known if deviation is not None), None)
+        best = None
         if candidates and like is not None:
             nothing = torch.zeros_like(like)
             deviation = torch.stack([nothing if one is None else one for one in known])
             best = best_word(maps[rows], candidates, deviation)
-        if best is None:
+        if best is not None:
+            word, agreement = best
             if final:
-                self.note("no word of the prompt agrees with the foreground unit: no mask")
-            return None
-        if final:
-            log.debug(
-                "Cross-ControlNet chose the foreground word '%s' (agreement %.2f)",
-                best[0].text,
-                best[1],
-            )
-        return best[0]
+                log.debug(
+                    "Cross-ControlNet chose the foreground word '%s' (agreement %.2f)",
+                    word.text,
+                    agreement,
+                )
+            return word
+        if final and not candidates:
+            self.note("the prompt has no word that can name the foreground: no mask")
+        elif final:
+            self.note("no word of the prompt agrees with the foreground unit: no mask")
+        return None
+
+
+def _problem(prompt: TokenizedPrompt, maps: Tensor) -> str:
+    """Why no word of this prompt can be looked for in these maps [pictures, T, H, W], or ""."""
+    last = max((token.positions[-1] for token in prompt.tokens), default=0)
+    if last >= maps.shape[1]:
+        return f"the prompt's tokens go beyond the {maps.shape[1]} that the UNet gets: no mask"
+    return prompt.problem

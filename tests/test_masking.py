@@ -1,0 +1,151 @@
+"""Which word the mask is made from, step by step, and what is said of it."""
+
+import pytest
+import torch
+from clip_like import encode, piece
+from tiny import tiny_unet
+
+from lib_ccn.masking import WordMask
+from lib_ccn.prompt import TokenizedPrompt, tokenize
+from lib_ccn.settings import Settings
+from lib_ccn.units import Call
+
+SIZE = (32, 32)  # of the latents; maps are 8x8
+
+
+class Maps:
+    """In place of a recorder: every token is attended to at a place of its own."""
+
+    reduction, error, recording, tokens = 4, None, True, frozenset({64})
+
+    def __init__(self, pictures=1, tokens=77):
+        self.maps = torch.zeros(pictures, tokens, 8, 8)
+        for token in range(tokens):
+            self.maps[:, token].view(pictures, -1)[:, token % 64] = 1.0
+
+        self.called = False
+
+    def begin_call(self, size, rows):
+        self.called = True
+
+    def pause(self):
+        pass
+
+    def take(self):
+        maps, self.called = self.maps if self.called else None, False
+        return maps
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return tiny_unet()
+
+
+@pytest.fixture
+def watch(unet):
+    """Makes a word mask over such maps; `notes` is what it said."""
+
+    def make(word, prompts, pictures=1, encoder=encode, tokens=77):
+        mask = WordMask(Settings(foreground_word=word), unet, prompts, encoder, notes.append)
+        mask.recorder = Maps(pictures, tokens)
+        return mask
+
+    notes = []
+    make.notes = notes
+    return make
+
+
+def read(text):
+    return tokenize(text, encode, decode_piece=piece)
+
+
+def a_step(mask, step, prompts=None, pictures=1):
+    """A step with one UNet call; the mask's bits for the next one, and who has a mask."""
+    if prompts is not None:
+        mask.change_prompts(prompts)
+    mask.begin_call(Call(SIZE, step, range(pictures), range(pictures)))
+    deviation = torch.zeros(pictures, 16, 8, 8)
+    deviation[:, ::2, 0, 3] = 1.0  # where the third token is looked at
+    mask.observe([deviation, deviation], range(pictures))
+    return mask.next_mask(step + 1)
+
+
+SCHEDULES = [
+    (["a red cat", "a red star"], "star", [False, True], "star"),
+    (["a red star", "a red cat"], "Star", [True, False], "Star"),
+    (["a cat", "a star", "a cat", "a star"], "star", [False, True, False, True], "star"),
+    (["a cat", "a dog"], "star", [False, False], None),
+]
+
+
+@pytest.mark.parametrize(("texts", "word", "usable", "chosen"), SCHEDULES)
+def test_a_word_that_comes_and_goes(watch, texts, word, usable, chosen):
+    """The host knows all steps, and says itself in which of them the word is not."""
+    mask = watch(word, [read(texts[0])])
+    got = [bool(a_step(mask, step, [read(text)])[1]) for step, text in enumerate(texts)]
+    assert got == usable
+    assert mask.chosen == {0: chosen}
+    assert watch.notes == []
+
+
+def test_a_prompt_that_stays_and_lacks_the_word_is_noted(watch):
+    mask = watch("moon", [read("a red star")])
+    assert not a_step(mask, 0)[1].any()
+    assert watch.notes == ["word 'moon' is not in the prompt"]
+    assert mask.chosen == {0: None}
+
+
+def test_each_picture_has_its_word(watch):
+    prompts = [read("a red star"), read("a blue field"), read("the Star")]
+    mask = watch("star", prompts, pictures=3)
+    _bits, usable = a_step(mask, 0, prompts, pictures=3)
+    assert usable.tolist() == [True, False, True]
+    assert mask.chosen == {0: "star", 1: None, 2: "star"}
+
+
+def test_an_automatic_word_stays_while_prompt_editing_changes_the_rest(watch):
+    mask = watch("", [read("a red star")])
+    for step in range(5):  # until injection begins the choice is not settled
+        a_step(mask, step, [read("a red star")])
+    assert mask.chosen == {0: "star"}
+    # The star has moved to where another word fits better; it is still the foreground.
+    a_step(mask, 6, [read("star over sea")])
+    assert mask.chosen == {0: "star"}
+    # It is gone: another one is chosen, and both were used.
+    a_step(mask, 7, [read("a blue field")])
+    a_step(mask, 8, [read("a red star")])
+    assert mask.chosen == {0: "star, field"}
+    assert watch.notes == []
+
+
+@pytest.mark.parametrize("word", ["star", ""])
+def test_a_prompt_that_could_not_be_read_costs_its_own_word(watch, word):
+    unread = TokenizedPrompt((), problem="the prompt could not be read (KeyError: 1)")
+    prompts = [unread, read("a red star")]
+    mask = watch(word, prompts, pictures=2)
+    _bits, usable = a_step(mask, 5, prompts, pictures=2)
+    assert usable.tolist() == [False, True]
+    assert watch.notes == [unread.problem]
+
+
+@pytest.mark.parametrize("word", ["star", ""])
+def test_tokens_that_the_unet_does_not_get(watch, word):
+    mask = watch(word, [read("a " * 80 + "red star")])
+    assert not a_step(mask, 5)[1].any()
+    assert watch.notes == ["the prompt's tokens go beyond the 77 that the UNet gets: no mask"]
+
+
+def test_a_tokenizer_that_raises_costs_the_word(watch):
+    def broken(text):
+        raise OSError("gone")
+
+    mask = watch("star", [read("a star")], encoder=broken)
+    assert not a_step(mask, 0)[1].any()
+    assert watch.notes == ["word 'star' cannot be looked for (OSError: gone)"]
+
+
+@pytest.mark.parametrize("text", ["", "of the", "42, !"])
+def test_a_prompt_without_words(watch, text):
+    mask = watch("", [read(text)])
+    a_step(mask, 5)
+    assert watch.notes == ["the prompt has no word that can name the foreground: no mask"]
