@@ -8,15 +8,17 @@ text encoder where their tokens stand.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..prompt import TokenizedPrompt, clean_word, find_word, layout, why_missing
+from ..prompt import TokenizedPrompt, clean_word, find_word, layout, why_missing, with_names
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ class Tokenizer:
             *_embedders(getattr(model, "cond_stage_model", None)),
         ]
         for engine in candidates:
-            if all(hasattr(engine, name) for name in ("tokenize_line", "id_start", "id_end")):
+            needed = ("tokenize_line", "id_start", "id_end")
+            if all(getattr(engine, name, None) is not None for name in needed):
                 return cls(engine)
         return None
 
@@ -57,17 +60,36 @@ class Tokenizer:
     def _layout(self, text: str) -> TokenizedPrompt:
         """Where the tokens of a text, weights and all, stand in its conditioning."""
         chunks, _count = self.engine.tokenize_line(text)
-        return layout(
+        placed = layout(
             [chunk.tokens for chunk in chunks],
             self.chunk,
             bos=self.bos,
             eos=self.eos,
             decode_piece=self._piece,
         )
+        return with_names(placed, self._embeddings(chunks))
+
+    def _embeddings(self, chunks: Sequence[Any]) -> Iterator[tuple[range, list[int]]]:
+        """Where the vectors of embeddings stand, and the tokens of their names."""
+        for number, chunk in enumerate(chunks):
+            for offset, embedding in getattr(chunk, "fixes", None) or ():
+                start = (self.chunk + 2) * number + 1 + offset
+                end = min(start + int(embedding.vectors), start + self.chunk - offset)
+                yield range(start, end), self.encode(embedding.name)
+
+
+class Entry(NamedTuple):
+    """One text of a sub-prompt's schedule, and whether it has the foreground word."""
+
+    prompt: TokenizedPrompt
+    has_word: bool
 
 
 class PromptBook:
     """The prompts of one batch: for each picture, its sub-prompts and their schedules.
+
+    What cannot be read of one prompt costs that prompt's word: its tokens are then none, and their
+    `problem` says why.
 
     Args:
         texts: one per picture, as the WebUI encoded them.
@@ -77,6 +99,7 @@ class PromptBook:
         word: the foreground word, "" for an automatic one.
         split: a prompt's sub-prompts.
         schedules_of: the texts of a sub-prompt's schedule, in order.
+        hires: whether these are the prompts of the hires pass.
     """
 
     def __init__(
@@ -87,32 +110,62 @@ class PromptBook:
         word: str,
         split: Callable[[str], list[str]],
         schedules_of: Callable[[str], list[str]],
+        hires: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._conds = [[part.schedules for part in parts] for parts in cond.batch]
-        self._texts = [
-            [
-                _as_many(schedules_of(sub), sub, len(schedules))
-                for sub, schedules in zip(
-                    _as_many(split(text), text, len(parts)), parts, strict=True
-                )
-            ]
-            for text, parts in zip(texts, self._conds, strict=False)
+        if len(texts) != len(self._conds):
+            raise ValueError(f"{len(texts)} prompts for {len(self._conds)} pictures")
+        self._named = clean_word(word)
+        self._word = tokenizer.encode(self._named) if self._named else []
+        self._hires = hires
+        self._split, self._schedules_of = split, schedules_of
+        self._entries = [
+            self._entries_of(text, parts) for text, parts in zip(texts, self._conds, strict=True)
         ]
-        self._named = word
-        self._word = tokenizer.encode(clean_word(word)) if word else []
 
     def missing_word(self) -> str | None:
-        """Why a foreground word is of no use: no sub-prompt of any picture ever has it."""
-        layouts = [
-            self._tokenizer.layout(text)
-            for parts in self._texts
-            for texts in parts
-            for text in texts
+        """Why a foreground word is of no use to some pictures: no sub-prompt of theirs ever has it.
+
+        Without a word: why the tokens of a prompt are not known, if that is so.
+        """
+        lacking = [
+            number
+            for number, parts in enumerate(self._entries)
+            if not any(entry.has_word for entries in parts for entry in entries)
         ]
-        if not self._named or any(find_word(prompt, self._word) for prompt in layouts):
+        known = [[e.prompt for entries in self._entries[i] for e in entries] for i in lacking]
+        if not self._named:
+            return next((p.problem for prompts in known for p in prompts if p.problem), None)
+        if not lacking:
             return None
-        return why_missing(layouts[0], self._named, self._word)
+        where = "the prompts" if len(set(map(tuple, known))) > 1 else "the prompt"
+        where += " of the hires pass" if self._hires else ""
+        if len(lacking) < len(self._entries):
+            where = f"{where} of {_numbered('picture', [i + 1 for i in lacking])} of this batch"
+        # All that the first of these pictures is ever asked for, as if it were one prompt.
+        tokens = tuple(token for prompt in known[0] for token in prompt.tokens)
+        problem = next((prompt.problem for prompt in known[0] if prompt.problem), "")
+        whole = replace(known[0][0], tokens=tokens, problem=problem)
+        return why_missing(whole, self._named, self._word, where)
+
+    def partly_missing_word(self, order: int = 1) -> str | None:
+        """In which steps only the prompts have a named foreground word, because of their editing.
+
+        Steps are the sampler's, from 0, of `order` denoiser calls each.
+        """
+        pictures_by_steps: dict[str, list[int]] = {}
+        for number in range(len(self._entries)):
+            having, total = self._steps_having(number, order)
+            if 0 < len(having) < total:
+                pictures_by_steps.setdefault(_spans(having, total), []).append(number + 1)
+        where = "the prompt of the hires pass" if self._hires else "the prompt"
+        parts = []
+        for steps, pictures in pictures_by_steps.items():
+            alike = len(pictures) == len(self._entries)
+            whose = "" if alike else f" of {_numbered('picture', pictures)} of this batch"
+            parts.append(f"word '{self._named}' is in {where}{whose} in {steps} only")
+        return "; ".join(parts) or None
 
     def in_force(self, step: int) -> list[tuple[int, TokenizedPrompt]]:
         """For each picture the sub-prompt to look at, and its tokens, at the denoiser's `step`.
@@ -120,15 +173,54 @@ class PromptBook:
         The first sub-prompt that has the foreground word now; else the first one.
         """
         chosen = []
-        for texts, conds in zip(self._texts, self._conds, strict=True):
-            now = [
-                self._tokenizer.layout(texts[part][_at(schedules, step)])
-                for part, schedules in enumerate(conds)
-            ]
-            having = (i for i, prompt in enumerate(now) if find_word(prompt, self._word))
-            part = next(having, 0) if self._word else 0
-            chosen.append((part, now[part]))
+        for number in range(len(self._entries)):
+            now = self._entries_at(number, step)
+            part = next((i for i, entry in enumerate(now) if entry.has_word), 0)
+            chosen.append((part, now[part].prompt))
         return chosen
+
+    def _entries_at(self, number: int, step: int) -> list[Entry]:
+        """Of each sub-prompt of a picture what is in force at the denoiser's `step`."""
+        parts = zip(self._entries[number], self._conds[number], strict=True)
+        return [entries[_at(schedules, step)] for entries, schedules in parts]
+
+    def _steps_having(self, number: int, order: int) -> tuple[list[int], int]:
+        """The sampler's steps in which a picture's prompt has the word, and how many there are."""
+        asked = max(schedules[-1].end_at_step for schedules in self._conds[number])
+        having = {
+            step // order
+            for step in range(asked)
+            if any(entry.has_word for entry in self._entries_at(number, step))
+        }
+        return sorted(having), -(-asked // order)
+
+    def _entries_of(self, text: str, parts: Sequence[Sequence[Any]]) -> list[list[Entry]]:
+        """The entries of a picture's sub-prompts, one for each of their conditionings."""
+        subs = _quietly(self._split, text)
+        if subs is None or len(subs) != len(parts):
+            subs = [text] * len(parts)
+        found = []
+        for sub, schedules in zip(subs, parts, strict=True):
+            texts: Sequence[str | None] = _quietly(self._schedules_of, sub) or []
+            if len(texts) != len(schedules):
+                # A prompt that does not change is what it is, whatever its parser makes of it.
+                texts = [sub if len(schedules) == 1 else None] * len(schedules)
+            found.append([self._entry(text) for text in texts])
+        return found
+
+    def _entry(self, text: str | None) -> Entry:
+        """The tokens of a text; None for one that is not known."""
+        problem = "the prompt could not be read"
+        if text is None:
+            problem += " (which of its words are for which steps)"
+            return Entry(TokenizedPrompt((), problem=problem), False)
+        try:
+            prompt = self._tokenizer.layout(text)
+            return Entry(prompt, bool(find_word(prompt, self._word)))
+        except Exception as error:  # a host's own tokenizer
+            log.debug("Cross-ControlNet cannot read the prompt %r", text, exc_info=error)
+            problem += f" ({type(error).__name__}: {error})"
+            return Entry(TokenizedPrompt((), problem=problem), False)
 
     def parts_of(self, context: Tensor, rows: Sequence[int], step: int) -> list[int]:
         """Which sub-prompt of the first picture each of these rows of the UNet's context is.
@@ -160,9 +252,15 @@ def prompt_book(
         return None
     from modules import prompt_parser
 
-    base = getattr(p, "firstpass_steps", None) or p.steps
-    later = _hires_steps(p) if hires else None
-    old = bool(getattr(_options(), "use_old_scheduling", False))
+    # WebUIs differ in what they may be told; they are told what they take.
+    parse = prompt_parser.get_learned_conditioning_prompt_schedules
+    told = {
+        "hires_steps": _hires_steps(p) if hires else None,
+        "use_old_scheduling": bool(getattr(_options(), "use_old_scheduling", False)),
+    }
+    taken = inspect.signature(parse).parameters
+    told = {name: value for name, value in told.items() if name in taken}
+    steps = getattr(p, "firstpass_steps", None) or p.steps
 
     def split(text: str) -> list[str]:
         # The flat list has a sub-prompt once only, however often the prompt repeats it.
@@ -170,11 +268,9 @@ def prompt_book(
         return [flat[index] for index, _weight in indexes[0]]
 
     def schedules_of(text: str) -> list[str]:
-        args = (base, later, old) if later else (base, None, old)
-        found = prompt_parser.get_learned_conditioning_prompt_schedules([text], *args)
-        return [entry for _end, entry in found[0]]
+        return [entry for _end, entry in parse([text], steps, **told)[0]]
 
-    return PromptBook(texts, cond, tokenizer, word, split, schedules_of)
+    return PromptBook(texts, cond, tokenizer, word, split, schedules_of, hires)
 
 
 def _hires_steps(p: Any) -> int:
@@ -209,9 +305,27 @@ def _piece_decoder(engine: Any) -> Callable[[int], str] | None:
     return None if pieces is None else lambda number: str(pieces.get(number, ""))
 
 
-def _as_many(texts: list[str], whole: str, wanted: int) -> list[str]:
-    """The texts that belong to `wanted` conditionings; the whole text where they do not fit."""
-    return texts if len(texts) == wanted else [whole] * wanted
+def _quietly(parse: Callable[[str], list[str]], text: str) -> list[str] | None:
+    """What a host's parser makes of a text; None where it fails."""
+    try:
+        return parse(text)
+    except Exception as error:
+        log.debug("Cross-ControlNet cannot parse the prompt %r", text, exc_info=error)
+        return None
+
+
+def _spans(steps: Sequence[int], total: int) -> str:
+    """Name sorted steps: "step 3", "steps 10 to 19", or how many of `total` if not in a row."""
+    first, last = steps[0], steps[-1]
+    if last - first + 1 != len(steps):
+        return f"{len(steps)} of {total} steps"
+    return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
+def _numbered(name: str, numbers: Sequence[int]) -> str:
+    """Name things by number: "picture 2", "pictures 1, 2 and 4"."""
+    *others, last = map(str, numbers)
+    return f"{name}s {', '.join(others)} and {last}" if others else f"{name} {last}"
 
 
 def _at(schedules: Sequence[Any], step: int) -> int:

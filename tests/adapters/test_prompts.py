@@ -7,49 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib_ccn.hosts.prompts import PromptBook, Tokenizer, prompt_book
+from lib_ccn.hosts.prompts import Tokenizer, prompt_book
 
 from .stand_ins import conditioning, embedding
-
-VOCABULARY = ["<bos>", "<eos>"]
-
-
-class Engine:
-    """A text encoder that makes a token of every word, 6 to a chunk."""
-
-    chunk_length = 6
-    id_start, id_end = 0, 1
-
-    def tokenize(self, texts):
-        return [[self.number(word) for word in text.replace(",", " ").split()] for text in texts]
-
-    def number(self, word):
-        if word not in VOCABULARY:
-            VOCABULARY.append(word)
-        return VOCABULARY.index(word)
-
-    def tokenize_line(self, line):
-        ids = self.tokenize([line])[0]
-        parts = [ids[i : i + 6] for i in range(0, len(ids), 6)] or [[]]
-        padded = [[0, *part, *[1] * (7 - len(part))] for part in parts]
-        return [SimpleNamespace(tokens=tokens) for tokens in padded], len(ids)
-
-
-def schedules_of(text):
-    """`a [b|c]` stands for `a b`, then `a c`."""
-    head, bracket, tail = text.partition("[")
-    return [head + option for option in tail.rstrip("]").split("|")] if bracket else [text]
-
-
-def book(texts, cond, word=""):
-    return PromptBook(
-        texts, cond, Tokenizer(Engine()), word, lambda text: text.split(" AND "), schedules_of
-    )
-
-
-def positions(prompt, word):
-    number = Engine().number(word)
-    return [token.position for token in prompt.tokens if token.id == number]
+from .text_encoders import Engine, book, positions
 
 
 class TestPromptBook:
@@ -74,7 +35,7 @@ class TestPromptBook:
         assert [part for part, _ in book(texts, cond, "ship").in_force(0)] == [0, 0]
         assert book(texts, cond, "star").missing_word() is None
         assert book(texts, cond, "").missing_word() is None
-        assert "'ship' is not in the prompt" in book(texts, cond, "ship").missing_word()
+        assert "'ship' is not in the prompts" in book(texts, cond, "ship").missing_word()
 
     def test_sub_prompts_are_told_apart_by_their_embeddings(self):
         prompts = book(["a sea AND a star"], conditioning([[(10, 1)], [(10, 2)]]))
@@ -150,6 +111,41 @@ class TestPromptsOfTheHost:
         assert part == 1
         assert positions(prompt, "dog")
         assert not positions(prompt, "cat"), "the sub-prompt, and not the whole text"
+
+    @pytest.mark.parametrize(
+        "takes",
+        [
+            "steps, hires_steps=None, use_old_scheduling=False",
+            "base_steps, hires_steps=None",
+            "steps",
+            "steps, *, use_old_scheduling=True, more=1",
+        ],
+    )
+    @pytest.mark.parametrize("hires", [False, True])
+    def test_the_parser_is_told_what_it_takes(self, prompt_parser, takes, hires):
+        told = []
+        namespace = {"told": told}
+        exec(
+            f"def parse(prompts, {takes}):\n"
+            "    told.append(dict(locals()))\n"
+            "    return [[[3, prompt]] for prompt in prompts]",
+            namespace,
+        )
+        prompt_parser.get_learned_conditioning_prompt_schedules = namespace["parse"]
+        p = SimpleNamespace(prompts=["a star"], hr_prompts=["a star"], steps=3)
+        p.sampler_name = "Euler"
+        found = prompt_book(p, conditioning([[(3, 1)]]), hires, Tokenizer(Engine()), "star")
+        assert found.missing_word() is None
+        assert told[0].get("base_steps", told[0].get("steps")) == 3
+        assert told[0].get("hires_steps") == (3 if hires and "hires_steps" in takes else None)
+        assert told[0].get("use_old_scheduling", False) is False
+
+    def test_the_hires_pass_has_its_own_prompts(self, prompt_parser):
+        p = SimpleNamespace(prompts=["a star"], hr_prompts=["a sea"], steps=3, sampler_name="Euler")
+        cond = conditioning([[(3, 1)]])
+        assert prompt_book(p, cond, False, Tokenizer(Engine()), "star").missing_word() is None
+        missing = prompt_book(p, cond, True, Tokenizer(Engine()), "star").missing_word()
+        assert missing == "word 'star' is not in the prompt of the hires pass"
 
     @pytest.mark.parametrize(
         ("sampler", "hires_sampler", "asked"),
