@@ -61,6 +61,11 @@ class CrossControlNetScript(scripts.Script):
     def before_process(self, p: Any, *args: Any) -> None:
         """A generation is about to be prepared."""
         self.generations.before_process(p)
+        plain = arguments.without_pictures(args)
+        if plain is not None:
+            everyone = list(p.script_args)
+            everyone[self.args_from : self.args_from + len(args)] = plain
+            p.script_args = everyone if isinstance(p.script_args, list) else tuple(everyone)
 
     def process(self, p: Any, *args: Any) -> None:
         """A generation is being prepared."""

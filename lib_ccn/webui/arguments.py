@@ -12,7 +12,7 @@ from ..settings import Settings, SettingsError, fields, page_message
 from ..showable import showable
 from . import painted
 
-__all__ = ["PAGE", "Request", "plain_value", "read"]
+__all__ = ["PAGE", "Request", "plain_value", "read", "without_pictures"]
 
 # Settings with a control on the page, in the order of the script's arguments.
 PAGE: tuple[str, ...] = tuple(name for name in fields() if name != "strict")
@@ -96,6 +96,23 @@ def read(
         log.exception("the settings of a generation could not be read")
         problem = f"the settings could not be read ({type(error).__name__})"
         return Request(Settings(), problem, strict)
+
+
+def without_pictures(args: Sequence[Any]) -> list[Any] | None:
+    """The same arguments with the mask image as base64, or None where there is no picture.
+
+    Other extensions send all scripts' arguments to other machines as JSON. What cannot be read as
+    a mask image stays as it is, for `read` to refuse.
+    """
+    if not any(map(painted.is_picture, args)):
+        return None
+    plain = [None if painted.is_picture(value) else value for value in args]
+    if not isinstance(args[0], Mapping):
+        errors: list[SettingsError] = []
+        plain[PAGE.index("mask_image")] = _mask_image(_positional(args), errors)
+        if errors:
+            return None
+    return plain
 
 
 def plain_value(name: str, value: Any) -> Any:

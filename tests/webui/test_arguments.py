@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 
 from lib_ccn.settings import Settings, SettingsError, fields, page_message
 from lib_ccn.showable import showable
-from lib_ccn.webui.arguments import PAGE, Request, plain_value, read
+from lib_ccn.webui.arguments import PAGE, Request, plain_value, read, without_pictures
 from lib_ccn.webui.infotext import page_value
 
 OFF = Settings()
@@ -433,6 +434,37 @@ def test_an_untouched_editor_holds_no_mask(untouched: Any) -> None:
 )
 def test_an_editor_with_junk_is_refused(junk: Any) -> None:
     refused(read(page(mask_source="image", mask_image=junk)), "mask_image")
+
+
+@pytest.mark.parametrize(
+    ("picture", "more"),
+    [
+        (WHITE, []),
+        (strokes("RGB"), [strokes("RGBA")]),
+        (None, [strokes("RGBA")]),
+        *((editor(strokes, png()), []) for editor in EDITORS),
+        (np.ones((2, 2), np.uint8) * 255, []),
+    ],
+)
+@pytest.mark.parametrize("source", ["image", "word"])
+def test_pictures_become_text_that_another_machine_understands(
+    picture: Any, more: list[Any], source: str
+) -> None:
+    args = [*page(mask_source=source, mask_image=picture), *more]
+    plain = without_pictures(args)
+    assert plain is not None
+    assert len(plain) == len(args)
+    assert read(json.loads(json.dumps(plain))) == read(args)
+
+
+@pytest.mark.parametrize("args", [[], page(), [{"mask_image": "text"}], page(mask_image="text")])
+def test_arguments_without_a_picture_stay(args: list[Any]) -> None:
+    assert without_pictures(args) is None
+
+
+def test_a_picture_that_cannot_be_read_stays_for_the_refusal() -> None:
+    junk = {"background": 1, "layers": 2, "composite": 3}
+    assert without_pictures(page(mask_source="image", mask_image=junk)) is None
 
 
 # Whatever is given
