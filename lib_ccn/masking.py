@@ -61,8 +61,10 @@ class WordMask:
         self.note = note
         self.chosen: dict[int, str | None] = {}
         self.heat: Tensor | None = None
-        self._words: dict[tuple[int, TokenizedPrompt], Word | None] = {}
+        # By prompt index: the word in force, all those used so far; by text what was decided.
+        self._words: dict[int, Word | None] = {}
         self._settled: dict[int, list[str]] = {}
+        self._decided: dict[tuple[int, TokenizedPrompt], Word | None] = {}
         self._scheduled = False
         self._grid: tuple[int, int] | None = None
         # By picture: what was recorded of it in this step, and the foreground unit's deviation.
@@ -202,13 +204,14 @@ class WordMask:
 
     @property
     def _undecided(self) -> bool:
-        return not self._words.keys() >= set(enumerate(self.prompts))
+        return not self._decided.keys() >= set(enumerate(self.prompts))
 
     def _word(self, index: int, rows: slice, maps: Tensor, final: bool) -> Word | None:
         """The foreground word of a prompt; an automatic one is settled when injection begins."""
         prompt = self.prompts[index]
-        if (index, prompt) in self._words:
-            return self._words[index, prompt]
+        if (index, prompt) in self._decided:
+            self._words[index] = self._decided[index, prompt]
+            return self._words[index]
         named = bool(self.settings.foreground_word)
         problem = _problem(prompt, maps)
         if problem:
@@ -220,7 +223,7 @@ class WordMask:
             word = self._automatic(index, rows, maps, final)
         settled = self._settled.setdefault(index, [])
         if named or final:
-            self._words[index, prompt] = word
+            self._words[index] = self._decided[index, prompt] = word
             if word is not None and word.text not in settled:
                 settled.append(word.text)
         provisional = [] if word is None else [word.text]

@@ -105,11 +105,11 @@ class Sampling:
         self._book = self._of_prompts(
             lambda: prompt_book(self.p, self.cond, self.hires, tokenizer, word), None
         )
-        missing = self._missing_word()
+        missing, partly = self._missing_word(), self._partly_missing_word()
         prompts = [prompt for _part, prompt in self._prompts_now()]
         encode = None if tokenizer is None else tokenizer.encode
         session = Session(settings, unet, units, prompts, encode, self.mask_image)
-        for text in [*notes, missing, self._unread]:
+        for text in [*notes, missing, partly, self._unread]:
             if text is not None:
                 session.note(text)
         return session
@@ -244,6 +244,13 @@ class Sampling:
             allowed = f"a word or phrase of the prompt ({missing})"
             raise SettingsError("foreground_word", settings.foreground_word, allowed)
         return missing
+
+    def _partly_missing_word(self) -> str | None:
+        """In which steps only the prompt has the named word, because of its editing."""
+        if not self.settings.reads_word or self._book is None:
+            return None
+        book, order = self._book, self.order
+        return self._of_prompts(lambda: book.partly_missing_word(order), None)
 
     def _prompts_now(self) -> list[tuple[int, TokenizedPrompt]]:
         """For each picture the sub-prompt in force, and its tokens; empty where not known."""

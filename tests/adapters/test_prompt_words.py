@@ -3,11 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from lib_ccn.hosts import sampling
 from lib_ccn.hosts.prompts import PromptBook, Tokenizer
 from lib_ccn.prompt import find_word
+from lib_ccn.settings import Settings, SettingsError
+from lib_ccn.units import Unit
 
-from .stand_ins import conditioning
+from .stand_ins import a_sampling, conditioning
 from .text_encoders import Engine, EngineWithEmbeddings, PickyEngine, book, positions, schedules_of
 
 EDITED = [
@@ -182,3 +186,34 @@ class TestWhatCannotBeRead:
         model = SimpleNamespace(text_processing_engine=lacking, cond_stage_model=whole)
         assert Tokenizer.of(model).engine is whole
         assert Tokenizer.of(SimpleNamespace(text_processing_engine=lacking)) is None
+
+
+class TestInARun:
+    """What the session is told at its beginning, over a whole run of steps."""
+
+    def begin(self, monkeypatch, texts, cond, **settings):
+        run = a_sampling(cond, pictures=len(texts))
+        run.p.sd_model = SimpleNamespace(text_processing_engine=Engine())
+        run.settings = Settings(foreground_word="star", **settings)
+        made = book(texts, cond, "star")
+        monkeypatch.setattr(sampling, "prompt_book", lambda *args: made)
+        session = run.begin(torch.nn.Module(), [Unit(torch.nn.Module()), Unit(torch.nn.Module())])
+        return [note for note in session.notes if "word" in note]
+
+    @pytest.mark.parametrize("strict", [False, True])
+    @pytest.mark.parametrize(
+        ("text", "steps"), [("a [cat|star]", "steps 11 to 19"), ("a [star|cat]", "steps 0 to 10")]
+    )
+    def test_a_word_of_some_steps_is_not_refused(self, monkeypatch, strict, text, steps):
+        if strict:  # units without attention are refused then, which is another matter
+            monkeypatch.setattr("lib_ccn.session.Session._note_layers", lambda session: None)
+        cond = conditioning([[(10, 1), (20, 2)]])
+        notes = self.begin(monkeypatch, [text], cond, strict=strict)
+        assert notes == [f"word 'star' is in the prompt in {steps} only"]
+
+    def test_one_that_a_picture_lacks_is(self, monkeypatch):
+        cond = conditioning([[(20, 1)]], [[(20, 2)]])
+        said = "word 'star' is not in the prompt of picture 2 of this batch"
+        assert self.begin(monkeypatch, ["a star", "a cat"], cond) == [said]
+        with pytest.raises(SettingsError, match=said):
+            self.begin(monkeypatch, ["a star", "a cat"], cond, strict=True)

@@ -126,6 +126,9 @@ def a_broken_book(at):
         def missing_word(self):
             return 1 / 0 if at == "missing_word" else None
 
+        def partly_missing_word(self, order):
+            return 1 / 0 if at == "partly_missing_word" else None
+
         def in_force(self, step):
             if at == "in_force" or (at == "a later step" and step > 0):
                 raise KeyError("no such schedule")
@@ -161,7 +164,9 @@ class TestPromptsThatCannotBeRead:
         """What the user is told of the prompt; these units have no attention, which is another."""
         return [note for note in sampling.session.notes if "attention" not in note]
 
-    @pytest.mark.parametrize("at", ["tokenizer", "making it", "missing_word", "in_force"])
+    @pytest.mark.parametrize(
+        "at", ["tokenizer", "making it", "missing_word", "partly_missing_word", "in_force"]
+    )
     def test_the_session_begins_and_says_so(self, monkeypatch, at):
         sampling = self.begin(monkeypatch, at)
         assert sampling.aside is None
@@ -193,7 +198,9 @@ class TestPromptsThatCannotBeRead:
             sampling = self.begin(monkeypatch, "making it", strict=strict, **settings)
             assert self.said(sampling) == []
 
-    @pytest.mark.parametrize("at", ["tokenizer", "making it", "missing_word", "in_force"])
+    @pytest.mark.parametrize(
+        "at", ["tokenizer", "making it", "missing_word", "partly_missing_word", "in_force"]
+    )
     def test_strict_raises_where_one_is(self, monkeypatch, at):
         with pytest.raises((TypeError, ZeroDivisionError, KeyError)):
             self.begin(monkeypatch, at, strict=True)
