@@ -32,7 +32,7 @@
     const UNSPACED_LETTER = new RegExp(`^(?=${UNSPACED})\\p{L}`, "u");
     const COMBINING = /^[\p{M}\u200c\u200d]/u;
     const JOINER = /[\u200c\u200d]$/u;
-    const MARKS_ONLY = /^[\p{P}\p{N}\p{Z}!-/:-@[-`{-~]*$/u;
+    const MARKS_ONLY = /^[\p{P}\p{N}\p{Z}\p{M}\u200c\u200d!-/:-@[-`{-~]*$/u;
     const ENDS = /^[\s,.;:!?"'，。、；：！？]+|[\s,.;:!?"'，。、；：！？]+$/g;
 
     // Split a prompt into stretches of equal weight: [{text, weight}]. A BREAK has weight -1.

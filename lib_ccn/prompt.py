@@ -20,6 +20,7 @@ from .spelling import (
     END_OF_WORD,
     UNKNOWN,
     Letter,
+    combines,
     is_mark,
     letters,
     occurrences,
@@ -266,7 +267,9 @@ def words(
 def _names_something(text: str) -> bool:
     if len(text) == 1 and script(text) not in ("", "CJK"):  # a syllable or less
         return False
-    return text not in STOP_WORDS and text != UNKNOWN and not all(map(is_mark, text))
+    if text in STOP_WORDS or text == UNKNOWN:
+        return False
+    return not all(is_mark(char) or combines(char) for char in text)
 
 
 def _plain(values: Any) -> Any:

@@ -129,6 +129,11 @@ def is_mark(char: str) -> bool:
     return char in string.punctuation or unicodedata.category(char)[0] in "PNZ"
 
 
+def combines(char: str) -> bool:
+    """Whether a character never begins a word: a combining mark, or a joiner."""
+    return char in _JOINERS or unicodedata.category(char[:1])[0] == "M"
+
+
 def _grouped(
     text: Sequence[Letter], together: Callable[[Letter, Letter], bool]
 ) -> list[list[Letter]]:
@@ -154,7 +159,7 @@ def _goes_on(before: Letter, here: Letter) -> bool:
 
 def _parted(before: str, here: str, cut: bool) -> bool:
     """Whether a word may end before and another begin here."""
-    if _combines(here) or before[-1:] in _JOINERS:
+    if combines(here) or before[-1:] in _JOINERS:
         return False
     return cut or bool(script(before) or script(here)) or _is_symbol(here)
 
@@ -168,10 +173,6 @@ def _is_particle(text: Sequence[Letter], start: int) -> bool:
     """Whether what is left of a word from here on is no more than its particles."""
     end = next((i for i in range(start, len(text)) if text[i].begins), len(text))
     return bool(_PARTICLES.fullmatch("".join(letter.char for letter in text[start:end])))
-
-
-def _combines(char: str) -> bool:
-    return char in _JOINERS or unicodedata.category(char[:1])[0] == "M"
 
 
 def _is_symbol(char: str) -> bool:

@@ -109,6 +109,7 @@ WORDS = [
     (KOREAN, ["빨간", "별이", "들판", "위에", "고양이가", "있다"]),
     ("a 🌟🌙 sky, 👩‍🚀 and ❤️!", ["🌟", "🌙", "sky", "👩‍🚀", "❤️"]),
     ("नमस् star", ["नमस्", "star"]),
+    ("0\u17b4 star, \u0301", ["star"]),
     ("Leuchtturm, größer", ["leuchtturm", "größer"]),
 ]
 
