@@ -58,6 +58,11 @@ class Outcome:
         if layers:
             self.injected.add(step)
 
+    def forget_injections(self) -> None:
+        """What was injected so far reached no UNet."""
+        self.injections = 0
+        self.injected.clear()
+
     def fusion(self) -> str:
         """How the residuals became one, in words."""
         if self.settings.fusion == "sum":

@@ -32,7 +32,7 @@ from .attention import (
     self_attention_layers,
 )
 from .errors import told, without_frames
-from .foreground import resize_mask, silhouette, token_grid
+from .foreground import CrossAttentionRecorder, resize_mask, silhouette, token_grid
 from .fusion import fuse_residuals
 from .masking import WordMask
 from .outcome import Outcome
@@ -89,9 +89,11 @@ class Session:
         self._assign_roles()
         self._note_layers()
         self._image = mask_image
-        self._word = WordMask(settings, unet, prompts, encode, self.note)
+        self._word = WordMask(settings, self.recorder_of(unet), prompts, encode, self.note)
         self._call: Call | None = None
         self._step: int | None = None
+        # Forge runs the ControlNets over the whole picture too before it does so tile by tile.
+        self._tiled = False
         self._store: KeyValueStore = {}
         self._active: set[Unit] = set()
         self._ever_active: set[Unit] = set()
@@ -262,6 +264,10 @@ class Session:
 
     # What depends on the kind of attention
 
+    def recorder_of(self, backbone: nn.Module) -> CrossAttentionRecorder:
+        """What reads the backbone's attention to the prompt."""
+        return CrossAttentionRecorder(backbone, self.settings.mask_reduction)
+
     def layers_of(self, module: nn.Module) -> list[SelfAttention]:
         """The attention layers of a ControlNet that injection works on."""
         return self_attention_layers(module)
@@ -324,19 +330,35 @@ class Session:
 
     def _note_layers(self) -> None:
         """Say it if no layer can take keys and values, whatever the mask."""
-        background = [unit for unit in self.units if unit.role is Role.BACKGROUND]
+        background, foreground = (
+            [unit for unit in self.units if unit.role is role]
+            for role in (Role.BACKGROUND, Role.FOREGROUND)
+        )
         if not self.settings.inject or not background:
+            return
+        if self._leave_unheard([*background, *foreground]):
             return
         start = self.settings.start_layer
         last = max((layer.layer for unit in background for layer in unit.layers), default=-1)
         if 0 <= last < start:
             label = fields()["start_layer"].label.lower()
             self._explain(f"the {label} is {start}, beyond the last ({last}): nothing is injected")
-        elif not any(self.partners(u) for u in self.units if u.role is Role.FOREGROUND):
+        elif not any(self.partners(unit) for unit in foreground):
             self._explain(
                 "the foreground and background units have no attention layer in common: "
                 "nothing is injected"
             )
+
+    def _leave_unheard(self, units: Sequence[Unit]) -> bool:
+        """Leave layers alone that hooks cannot reach, and say why; whether there are any."""
+        found = False
+        for unit in units:
+            reason = next((layer.unheard for layer in unit.layers if layer.unheard), "")
+            if reason:
+                found = True
+                unit.layers = [layer for layer in unit.layers if not layer.unheard]
+                self._explain(f"the attention of {unit.name} {reason}: nothing is injected there")
+        return found
 
     def _explain(self, text: str) -> None:
         """Note why nothing is injected."""
@@ -348,6 +370,8 @@ class Session:
             raise self._word.error
         if not call.whole:
             self._word.pause()
+            self._tiled = True
+            self.outcome.forget_injections()
             if self.settings.inject:
                 self._explain("the UNet works on tiles: nothing is injected")
             return
@@ -409,7 +433,7 @@ class Session:
         return (
             self.error is None
             and self._call is not None
-            and self._call.whole
+            and not self._tiled
             and self.settings.inject
             and self._call.step >= self.settings.start_step
             and self._has_mask

@@ -3,6 +3,7 @@
 import gc
 import logging
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,6 +161,22 @@ def test_nothing_is_missed_where_nothing_ran_or_the_user_ended_it(unet, nets):
     session = a_session(unet, nets, start_step=9)
     session.ended_early = True
     assert generate(session, 2).notes == []
+
+
+@pytest.mark.parametrize("start_step", [0, 1])
+def test_tiles_are_not_said_to_be_injected(unet, nets, start_step):
+    """Forge asks its ControlNets for the whole picture first, and then throws that away."""
+    session = a_session(unet, nets, start_step=start_step)
+    whole, tile = Call(SIZE, 0, [0, 0], [1]), Call((4, 4), 0, [], [], whole=False)
+    with session:
+        for step in range(3):
+            for call in (replace(whole, step=step), replace(tile, step=step)):
+                session.begin_call(call)
+                found = {u: session.run(u, lambda u=u: run_net(u.module)) for u in session.units}
+                session.fuse(found)
+    assert session.injected == 0
+    assert "KV-Injection: nothing injected" in session.summary()
+    assert session.notes == ["the UNet works on tiles: nothing is injected"]
 
 
 def test_injection_alone_is_told_beside_the_sum(unet, nets):
