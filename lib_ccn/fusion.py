@@ -175,7 +175,8 @@ def smooth(map: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=8)
 def _gaussian(device: torch.device) -> Tensor:
     """G on the device; kept, because a copy from the host would wait for an accelerator."""
-    return torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]], device=device) / 16
+    rows = [[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]
+    return torch.tensor(rows, dtype=torch.float32, device=device) / 16
 
 
 @torch.no_grad()
@@ -194,9 +195,11 @@ def _fuse_pixels(residuals: Sequence[Tensor], delta: float, smoothed: bool) -> T
         # cosine > delta, without a division: a zero norm compares 0 > 0.
         return (centred[i] * centred[j]).sum(1) > lengths[i] * lengths[j] * needed
 
-    if count == 2 and finite is None:  # one pass over the values
-        weight = (score[1] > score[0]).to(dtype).masked_fill_(agree(0, 1), 0.5)
-        return torch.lerp(residuals[0], residuals[1], weight[:, None])
+    if count == 2 and finite is None:
+        # No `lerp` with weights 0, 0.5 and 1: on some devices its ends are no copies.
+        first, second = residuals
+        stronger = torch.where((score[1] > score[0])[:, None], second, first)
+        return torch.where(agree(0, 1)[:, None], torch.lerp(first, second, 0.5), stronger)
 
     winner = (score if finite is None else score.masked_fill(~finite, -1.0)).argmax(0)
     chosen = torch.stack([winner == i for i in range(count)])

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_ccn.fusion import channel_fusion, max_fusion, mean_fusion, pix_fusion, smoothed_deviation
+from lib_ccn import fusion
+from lib_ccn.fusion import (
+    channel_fusion,
+    max_fusion,
+    mean_fusion,
+    pix_fusion,
+    smooth,
+    smoothed_deviation,
+)
 
 examples = settings(deadline=None, max_examples=30, derandomize=True)
 PIXEL_RULES = [pix_fusion, max_fusion]
@@ -191,3 +199,36 @@ def test_what_is_not_finite_stays_out_and_stays_in_its_sample(rule, data, delta,
     fused = rule(units, delta)
     assert torch.isfinite(fused).all()
     assert_near(fused[1], clean[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 3])
+@pixel_rule
+def test_what_is_selected_is_a_copy_on_every_device(rule, count, dtype, monkeypatch):
+    """Also where `lerp` is the textbook's formula, whose end is no copy of the second value."""
+    monkeypatch.setattr(torch, "lerp", lambda a, b, weight: a + weight * (b - a))
+    units = list(torch.randn(count, 2, 8, 12, 10).to(dtype))
+    units[1] = units[1] * 1000
+    fused = rule(units, 1.0)
+    matches = torch.stack([(fused == unit).all(1) for unit in units])
+    assert matches.any(0).all(), "at delta 1 each pixel is one of the units', bit by bit"
+    assert matches[1].any()
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(first):
+    """Whatever it is at the first call, and later."""
+    units = list(torch.randn(2, 1, 8, 12, 10))
+    want = pix_fusion(units)
+    usual = torch.get_default_dtype()
+    try:
+        for dtype in (first, torch.float32, torch.float64):
+            fusion._gaussian.cache_clear()
+            torch.set_default_dtype(dtype)
+            assert torch.equal(pix_fusion(units), want)
+            assert smooth(units[0]).dtype is torch.float32
+            torch.set_default_dtype(usual)
+            assert torch.equal(pix_fusion(units), want)
+    finally:
+        torch.set_default_dtype(usual)
+        fusion._gaussian.cache_clear()
