@@ -1,10 +1,11 @@
 """KV-Injection (Cross-ControlNet, ICLR 2026, equation 9): regional self-attention in ControlNets.
 
 `region_attention` is the equation on bare tensors. The two context managers apply it to a host's
-ControlNets through hooks, with whichever attention function the host has chosen.
+ControlNets through hooks, with whichever attention function the host has chosen. Modules may be
+shared: hooks act in the thread that set them, and other threads get the host's own attention.
 """
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,13 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .hooks import (
+    BY_COMPILATION,
+    BY_FUSED_PROJECTIONS,
+    COMPILED,
+    answered,
+    compiled_within,
+    in_this_thread,
+)
+
 # Keys and values [B, N, C] by the name of the self-attention, `SelfAttention.name`.
 KeyValueStore = MutableMapping[str, tuple[Tensor, Tensor]]
 # (tokens, batch) -> boolean mask [batch, tokens] of a layer, or None to leave it alone.
 # A mask that is already on the CPU saves a synchronisation with the accelerator.
 ForegroundFor = Callable[[int, int], Tensor | None]
 
-COMPILED = "_orig_mod."  # what torch.compile puts in front of a module's names
 _HOOKED = ("to_k", "to_v")
 _CONTEXT_NAMES = ("context", "encoder_hidden_states")
 
@@ -29,12 +38,14 @@ class SelfAttention(NamedTuple):
     """One inner self-attention: `layer` is the index of its spatial transformer.
 
     `name` is relative to the ControlNet, so that it is the same in two ControlNets for one
-    backbone, whichever of its layers each of them has.
+    backbone, whichever of its layers each of them has. `unheard` says why hooks on it are of no
+    use, where that is so.
     """
 
     layer: int
     name: str
     module: nn.Module
+    unheard: str = ""
 
 
 class RowGroup(NamedTuple):
@@ -120,13 +131,23 @@ def self_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
     """
     layers: dict[str, int] = {}
     found = []
+    compiled = compiled_within(controlnet)
     for name, module in controlnet.named_modules():
         if name.rpartition(".")[2] == "attn1" and hasattr(module, "to_k"):
             name = name.replace(COMPILED, "")
             transformer = name.partition(".transformer_blocks")[0]
             layer = layers.setdefault(transformer, len(layers))
-            found.append(SelfAttention(layer, name, module))
+            found.append(SelfAttention(layer, name, module, why_unheard(module, compiled)))
     return found
+
+
+def why_unheard(attention: nn.Module, compiled: Container[nn.Module]) -> str:
+    """Why hooks on an attention's projections are of no use; "" where they are of use."""
+    if attention in compiled:
+        return BY_COMPILATION
+    # diffusers' flag of it stays when they are taken apart again; the processor does not.
+    fused = "Fused" in type(getattr(attention, "processor", None)).__name__
+    return BY_FUSED_PROJECTIONS if fused else ""
 
 
 @contextmanager
@@ -150,10 +171,10 @@ def capture_keys_values(
             store[name] = (keys.pop(name), output.detach())
 
     with ExitStack() as undo:
-        for layer, name, module in layers:
+        for layer, name, module, _ in layers:
             if layer >= start_layer:
                 for projection in _HOOKED:
-                    hook = partial(record, name, projection)
+                    hook = in_this_thread(partial(record, name, projection))
                     undo.callback(getattr(module, projection).register_forward_hook(hook).remove)
         yield
 
@@ -190,7 +211,7 @@ def inject_keys_values(
         return groups[shape]
 
     with ExitStack() as undo:
-        for layer, name, module in layers:
+        for layer, name, module, _ in layers:
             if layer >= start_layer and name in store:
                 region = _RegionForward(module, store[name], groups_for, tally)
                 undo.enter_context(region.installed())
@@ -205,41 +226,29 @@ class _RegionForward:
     captured: tuple[Tensor, Tensor]
     groups_for: Callable[[Tensor], list[RowGroup]]
     tally: InjectionTally
-    previous: Callable[..., Any] | None = None
     guests: dict[str, Tensor] = field(default_factory=dict)
     replace: bool = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        self.previous = self.module.__dict__.get("forward")
-        handles = [
-            getattr(self.module, name).register_forward_hook(partial(self._projected, name))
-            for name in _HOOKED
-        ]
-        self.module.__dict__["forward"] = self.forward
-        try:
+        with ExitStack() as undo:
+            for name in _HOOKED:
+                hook = in_this_thread(partial(self._projected, name))
+                undo.callback(getattr(self.module, name).register_forward_hook(hook).remove)
+            undo.enter_context(answered(self.module, "forward", self.forward))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.module.__dict__.pop("forward", None)
-            if self.previous is not None:
-                self.module.__dict__["forward"] = self.previous
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self._by_region(args, kwargs)
+    def forward(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        out = self._by_region(own, args, kwargs)
         if out is not None:
             self.tally.injected += 1
             return out
         self.tally.unchanged += 1
-        return self._host_forward(*args, **kwargs)
+        return own(*args, **kwargs)
 
-    def _host_forward(self, *args: Any, **kwargs: Any) -> Any:
-        # The class's is looked up at each call: the WebUI replaces it for the whole class.
-        forward = self.previous or partial(type(self.module).forward, self.module)
-        return forward(*args, **kwargs)
-
-    def _by_region(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _by_region(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
         x = _plain_input(args, kwargs)
         if x is None or any(t.shape[:2] != x.shape[:2] for t in self.captured):
             return None
@@ -247,7 +256,7 @@ class _RegionForward:
         for rows, fg, bg in self.groups_for(x):
             own, *captured = (_take_rows(t, rows) for t in (x, *self.captured))
             if not fg.numel() and not bg.numel():
-                part = self._host_forward(own, *args[1:], **kwargs)
+                part = forward(own, *args[1:], **kwargs)
                 out = part.new_empty(*x.shape[:2], part.shape[-1]) if out is None else out
                 out[slice(None) if rows is None else rows] = part
                 continue
@@ -258,7 +267,7 @@ class _RegionForward:
                 self.guests = dict(zip(_HOOKED, (_at(t, tokens) for t in captured), strict=True))
                 # Where both projections are replaced, one token of context is enough.
                 context = own[:, :1] if replace else own
-                part = self._visit(*_with_context(_at(own, tokens), context, args, kwargs))
+                part = self._visit(forward, *_with_context(_at(own, tokens), context, args, kwargs))
                 if part is None:
                     return None
                 if out is None:
@@ -266,10 +275,12 @@ class _RegionForward:
                 _put(out, rows, tokens, part)
         return out
 
-    def _visit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _visit(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
         """The host's attention with the guests' keys and values; None if it did not take them."""
         try:
-            out = self._host_forward(*args, **kwargs)
+            out = forward(*args, **kwargs)
             return None if self.guests else out
         finally:
             self.guests = {}

@@ -4,7 +4,8 @@ The backbone's cross-attention says where a word of the prompt is being drawn; a
 map is the mask of the next step. A painted image or the condition's own silhouette can stand in.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Container, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .attention import why_unheard
 from .fusion import smooth
+from .hooks import compiled_within
 
 # A map whose range is below this part of its largest value says nothing about place.
 _FLAT = 1e-5
@@ -39,28 +42,32 @@ WordT = TypeVar("WordT", bound=Word)
 class CrossAttentionRecorder:
     """Mean cross-attention probabilities of a UNet's quarter-resolution layers.
 
-    Every `attn2` is hooked at its `to_q` and `to_k`, whose outputs the host computes anyway;
-    nothing is recorded outside `begin_call` ... `pause`. A layer counts when its image tokens are
-    as many as the grid (ceil(h/4), ceil(w/4)) of the latent has. Memory is one map, one query.
+    Every `attn2` is hooked at its `to_q` and `to_k`, whose outputs the host computes anyway, from
+    `begin_call` to `pause` and for the thread that began the call: a UNet may be shared. A layer
+    counts when its image tokens are as many as the grid (ceil(h/4), ceil(w/4)) of the latent has.
+    Memory is one map, one query.
 
     Calls of one step are averaged. A call whose maps have another shape (other rows, another text
     length, another latent size) starts the average anew: the latest shape wins.
 
     Attributes:
+        layers: the attention modules that can be heard.
+        unheard: why others cannot be.
         tokens: how many image tokens the layers had that were asked so far, to say which maps
             there are where none has the grid's.
     """
 
     def __init__(self, unet: nn.Module, reduction: int = 4) -> None:
-        self.layers = [
-            module
-            for name, module in unet.named_modules()
-            if name.rpartition(".")[2] == "attn2" and hasattr(module, "to_k")
-        ]
+        compiled = compiled_within(unet)
+        reasons = {module: self.why_unheard(module, compiled) for module in self.attentions(unet)}
+        self.layers = [module for module, reason in reasons.items() if not reason]
+        self.unheard = next(filter(None, reasons.values()), "")
         self.reduction = reduction
         self.error: Exception | None = None
         self.tokens: set[int] = set()
+        self._attached = False
         self._handles: list[RemovableHandle] = []
+        self._thread = 0
         self._grid: tuple[int, int] | None = None
         self._rows: Tensor | slice = slice(0)
         self._batch = 0
@@ -69,25 +76,30 @@ class CrossAttentionRecorder:
         self._sum_grid = (0, 0)
         self._count = 0
 
+    def attentions(self, network: nn.Module) -> list[nn.Module]:
+        """The cross-attentions of a network."""
+        return [
+            module
+            for name, module in network.named_modules()
+            if name.rpartition(".")[2] == "attn2" and hasattr(module, "to_k")
+        ]
+
+    def why_unheard(self, attention: nn.Module, compiled: Container[nn.Module]) -> str:
+        """Why an attention cannot be read; "" where it can."""
+        return why_unheard(attention, compiled)
+
     @property
     def recording(self) -> bool:
         """Whether a UNet call would be recorded now."""
-        return self._grid is not None and bool(self._handles)
+        return self._grid is not None and self._attached
 
     def attach(self) -> None:
-        """Register the hooks; nothing happens if they are there."""
-        if self._handles:
-            return
-        for module in self.layers:
-            on_query, on_key = partial(self._on_query, module), partial(self._on_key, module)
-            self._handles.append(module.to_q.register_forward_hook(on_query))
-            self._handles.append(module.to_k.register_forward_hook(on_key))
+        """From now on calls are recorded as they are begun."""
+        self._attached = True
 
     def detach(self) -> None:
         """Remove the hooks and forget everything recorded; may be called at any time."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._attached = False
         self.pause()
         self._sum, self._count = None, 0
 
@@ -109,10 +121,24 @@ class CrossAttentionRecorder:
             self._rows = torch.as_tensor(rows)
             self._batch = int(self._rows.max()) + 1
         self._grid = reduced_grid(latent_size, self.reduction)
+        self._thread = threading.get_ident()
+        if self._attached and not self._handles:
+            self._handles = [handle for layer in self.layers for handle in self.hooks_on(layer)]
 
     def pause(self) -> None:
         """Record nothing until the next `begin_call`; what was recorded stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
         self._grid = self._pending = None
+
+    def hooks_on(self, layer: nn.Module) -> list[RemovableHandle]:
+        """Listen to a layer's queries and keys."""
+        modules: Any = layer
+        return [
+            modules.to_q.register_forward_hook(partial(self._on_query, layer)),
+            modules.to_k.register_forward_hook(partial(self._on_key, layer)),
+        ]
 
     def take(self) -> Tensor | None:
         """Mean probabilities [rows, T, H4, W4] in float32 since the last `take`, or None."""
@@ -120,14 +146,19 @@ class CrossAttentionRecorder:
         self._sum, self._count = None, 0
         return None if total is None else (total / count).mT.unflatten(-1, grid)
 
+    @property
+    def _here(self) -> bool:
+        """Whether what is heard now belongs to the call that is recorded."""
+        return threading.get_ident() == self._thread
+
     def _on_query(self, layer: nn.Module, _to_q: nn.Module, _args: Any, query: Any) -> None:
         grid = self._grid
-        if grid is not None and getattr(query, "ndim", 0) == 3:
+        if self._here and grid is not None and getattr(query, "ndim", 0) == 3:
             self.tokens.add(query.shape[1])
             self._pending = (layer, query) if query.shape[1] == grid[0] * grid[1] else None
 
     def _on_key(self, layer: nn.Module, _to_k: nn.Module, _args: Any, key: Any) -> None:
-        if self._grid is None or self._pending is None or self._pending[0] is not layer:
+        if not self._here or self._pending is None or self._pending[0] is not layer:
             return
         query, self._pending = self._pending[1], None
         try:

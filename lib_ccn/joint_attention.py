@@ -18,7 +18,7 @@ by their positions, which are the same for both units. Only torch is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from .attention import (
-    COMPILED,
     ForegroundFor,
     InjectionTally,
     KeyValueStore,
@@ -38,6 +38,7 @@ from .attention import (
     row_groups,
 )
 from .foreground import CrossAttentionRecorder
+from .hooks import BY_COMPILATION, COMPILED, answered, compiled_within
 
 # (query, key, value), each [B, heads, tokens, d], to the result in the query's shape.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -106,7 +107,11 @@ def joint_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
         for name, module in controlnet.named_modules()
         if name.rpartition(".")[2] == "attn" and hasattr(module, "norm_k")
     ]
-    return [SelfAttention(number, name, module) for number, (name, module) in enumerate(found)]
+    compiled = compiled_within(controlnet)
+    return [
+        SelfAttention(number, name, module, BY_COMPILATION if module in compiled else "")
+        for number, (name, module) in enumerate(found)
+    ]
 
 
 @contextmanager
@@ -129,9 +134,9 @@ def capture_joint_keys_values(
         return attend(query, key, value)
 
     with ExitStack() as undo:
-        for layer, name, module in layers:
+        for layer, name, module, _ in layers:
             if layer >= start_layer:
-                undo.enter_context(_answered(module, partial(record, name)))
+                undo.enter_context(_attention_answered(module, partial(record, name)))
         yield
 
 
@@ -172,9 +177,9 @@ def inject_joint_keys_values(
         return joint_region_attention(query, key, value, key1, value1, found, attend)
 
     with ExitStack() as undo:
-        for layer, name, module in layers:
+        for layer, name, module, _ in layers:
             if layer >= start_layer and name in store:
-                undo.enter_context(_answered(module, partial(inject, name)))
+                undo.enter_context(_attention_answered(module, partial(inject, name)))
         yield tally
 
 
@@ -189,38 +194,42 @@ class JointAttentionRecorder(CrossAttentionRecorder):
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__(transformer, reduction=1)
-        self.layers = [
-            module
-            for name, module in transformer.named_modules()
-            if name.rpartition(".")[2] == "attn" and hasattr(module, "norm_added_k")
-        ]
         self._rotation: Any = None
 
-    def attach(self) -> None:
-        """Register the hooks; nothing happens if they are there."""
-        if self._handles:
-            return
-        for module in self.layers:
-            on_query = partial(self._on_query, module)
-            on_key = partial(self._on_key, module)
-            self._handles += [
-                module.register_forward_pre_hook(self._on_call, with_kwargs=True),
-                module.norm_q.register_forward_hook(on_query),
-                module.norm_added_k.register_forward_hook(on_key),
-            ]
+    def attentions(self, network: nn.Module) -> list[nn.Module]:
+        """The attention of every double-stream block, whose text has a key of its own."""
+        return [
+            module
+            for name, module in network.named_modules()
+            if name.rpartition(".")[2] == "attn" and hasattr(module, "norm_added_k")
+        ]
+
+    def why_unheard(self, attention: nn.Module, compiled: Container[nn.Module]) -> str:
+        """Why an attention cannot be read; fused projections are normalised as ever."""
+        return BY_COMPILATION if attention in compiled else ""
 
     def pause(self) -> None:
         """Record nothing until the next `begin_call`; what was recorded stays."""
         super().pause()
         self._rotation = None
 
+    def hooks_on(self, layer: nn.Module) -> list[RemovableHandle]:
+        """Listen to a block's normalised queries and text keys, and to its rotation."""
+        modules: Any = layer
+        return [
+            modules.register_forward_pre_hook(self._on_call, with_kwargs=True),
+            modules.norm_q.register_forward_hook(partial(self._on_query, layer)),
+            modules.norm_added_k.register_forward_hook(partial(self._on_key, layer)),
+        ]
+
     def _on_call(self, _layer: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        self._rotation = kwargs.get("image_rotary_emb") if self.recording else None
+        if self._here:
+            self._rotation = kwargs.get("image_rotary_emb")
 
     def _on_query(self, layer: nn.Module, _norm: nn.Module, _args: Any, query: Any) -> None:
-        grid = self._grid
-        if grid is not None:
-            self._pending = (layer, query) if query.shape[1] == grid[0] * grid[1] else None
+        if self._here and self._grid is not None:
+            fits = query.shape[1] == self._grid[0] * self._grid[1]
+            self._pending = (layer, query) if fits else None
 
     @torch.no_grad()
     def _add(self, layer: Any, query: Tensor, key: Tensor) -> None:
@@ -268,21 +277,14 @@ class _AttentionCalls(TorchFunctionMode):
 
 
 @contextmanager
-def _answered(
+def _attention_answered(
     module: nn.Module, answer: Callable[[Attend, Tensor, Tensor, Tensor], Tensor]
 ) -> Iterator[None]:
     """Attention inside the module's forward is answered; afterwards the module is as it was."""
-    previous = module.__dict__.get("forward")
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        own = previous or partial(type(module).forward, module)
+    def forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with _AttentionCalls(answer):
             return own(*args, **kwargs)
 
-    module.__dict__["forward"] = forward
-    try:
+    with answered(module, "forward", forward):
         yield
-    finally:
-        module.__dict__.pop("forward", None)
-        if previous is not None:
-            module.__dict__["forward"] = previous

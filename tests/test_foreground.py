@@ -141,12 +141,20 @@ def test_nothing_is_recorded_outside_a_call(unet):
 def test_recording_changes_no_bit_and_leaves_no_hook(unet):
     plain = run(unet)
     recorder = CrossAttentionRecorder(unet)
+
+    def hooks():
+        return sum(len(module._forward_hooks) for module in unet.modules())
+
     recorder.attach()
     recorder.attach()
-    hooks = sum(len(module._forward_hooks) for module in unet.modules())
-    assert hooks == 2 * len(recorder.layers)
+    assert hooks() == 0, "between calls there is nothing to hear"
     recorder.begin_call((18, 26), [0])
+    recorder.begin_call((18, 26), [0])
+    assert hooks() == 2 * len(recorder.layers)
     assert torch.equal(run(unet), plain)
+    recorder.pause()
+    assert hooks() == 0
+    recorder.begin_call((18, 26), [0])
     recorder.detach()
     recorder.detach()
     assert not any(module._forward_hooks for module in unet.modules())

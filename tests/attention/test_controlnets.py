@@ -105,7 +105,7 @@ def test_every_layer_of_a_controlnet_follows_equation_9():
         handle.remove()
     assert tally.injected == 6
     with torch.no_grad():
-        for position, (_, name, attn) in enumerate(layers):
+        for position, (_, name, attn, _) in enumerate(layers):
             x, out = seen[position]
             own = (attn.to_q(x), attn.to_k(x), attn.to_v(x))
             mask = masks(x.shape[1], 2)
@@ -172,7 +172,7 @@ def test_controlnets_of_unlike_depth_are_paired_by_layer(changes, swapped):
             run(fg, seed=6)
         with inject_keys_values(layers, store, masks) as tally:
             seen = kept(bg, layers)
-        for _, name, attn in layers:
+        for _, name, attn, _ in layers:
             x, out = seen[name]
             q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
             mask = masks(x.shape[1], 2)

@@ -1,0 +1,100 @@
+"""Hooks on what others use too: they act in the thread that set them, and leave nothing.
+
+Pipelines share their networks with others, in other threads too, whose calls are none of ours.
+Only torch is imported.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, update_wrapper
+from typing import Any
+
+from torch import nn
+
+COMPILED = "_orig_mod."  # what torch.compile puts in front of a module's names
+# Why hooks on an attention module are of no use.
+BY_COMPILATION = "is compiled (torch.compile)"
+BY_FUSED_PROJECTIONS = "has fused projections (fuse_qkv_projections)"
+_CHAINS = threading.Lock()
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's hook that is not called in other threads than this one."""
+    thread = threading.get_ident()
+
+    def heard(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == thread else None
+
+    return heard
+
+
+@contextmanager
+def answered(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
+    """`owner.name(...)` is `answer(own, ...)` inside, in this thread; then all is as it was.
+
+    `own` is the method that was there before. Several threads may do it to one object at a time
+    and end in any order.
+    """
+    with _CHAINS:
+        ours = _Answered(owner, name, answer)
+        owner.__dict__[name] = ours
+    try:
+        yield
+    finally:
+        with _CHAINS:
+            ours.take_out()
+
+
+class _Answered:
+    """A method with an answer in front of it; `behind` is what the object itself had, or None."""
+
+    def __init__(self, owner: Any, name: str, answer: Callable[..., Any]) -> None:
+        self.owner = owner
+        self.name = name
+        self.answer = answer
+        self.behind = owner.__dict__.get(name)
+        self.thread = threading.get_ident()
+        update_wrapper(self, self.own, updated=())  # for whoever asks for its signature
+
+    @property
+    def own(self) -> Callable[..., Any]:
+        """What would be called without us."""
+        # The class's is looked up at each call: the WebUI replaces it for the whole class.
+        return self.behind or partial(getattr(type(self.owner), self.name), self.owner)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.own
+        if threading.get_ident() != self.thread:
+            return own(*args, **kwargs)
+        return self.answer(own, *args, **kwargs)
+
+    def take_out(self) -> None:
+        """Leave the object's chain of such methods, wherever in it."""
+        own = self.owner.__dict__
+        ahead = own.get(self.name)
+        while isinstance(ahead, _Answered) and ahead is not self and ahead.behind is not self:
+            ahead = ahead.behind
+        if isinstance(ahead, _Answered) and ahead.behind is self:
+            ahead.behind = self.behind
+        elif self.behind is None:
+            own.pop(self.name, None)
+        else:
+            own[self.name] = self.behind
+
+
+def compiled_within(network: nn.Module) -> set[nn.Module]:
+    """The modules of a network that `torch.compile` or `module.compile` took in.
+
+    They run as they were compiled: a hook that comes later is not called, and one that was there
+    would stay in it.
+    """
+    return {inner for part in network.modules() if is_compiled(part) for inner in part.modules()}
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile(module)` made it, or `module.compile()` was called."""
+    made_into = getattr(module, "_compiled_call_impl", None)  # unknown before torch 2.2
+    return made_into is not None or COMPILED.rstrip(".") in module._modules
