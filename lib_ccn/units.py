@@ -96,17 +96,24 @@ class StepClock:
 
     Attributes:
         order: calls that make one step (2 for Heun and DPM2; their last step may have fewer).
+        first: calls that make each of the first steps, where these are others.
         calls: completed calls.
     """
 
     order: int = 1
+    first: Sequence[int] = ()
     calls: int = 0
 
     @property
     def step(self) -> int:
         """The current step, from 0."""
-        return self.calls // max(1, self.order)
+        calls = self.calls
+        for step, needed in enumerate(self.first):
+            if calls < needed:
+                return step
+            calls -= needed
+        return len(self.first) + calls // max(1, self.order)
 
     def tick(self) -> None:
-        """One call of the sampler's step function is done."""
+        """A call is done."""
         self.calls += 1

@@ -162,10 +162,10 @@ def test_controlnets_of_unlike_depth_are_paired_by_layer(deep):
 
 def test_the_word_is_found_in_the_prompt_of_the_encoder_that_has_it(pipe):
     def position(prompt, prompt_2, word="ring"):
-        settings = {**FULL, "foreground_word": word}
+        settings = {**FULL, "foreground_word": word, "strict": False}
         with cross_controlnet(pipe, settings) as control:
             generate(pipe, prompt, prompt_2=prompt_2)
-        word = control.session._word._words[0]
+        (word,) = control.session._word._words.values()
         return word and word.positions
 
     assert position("a blue ring", None) == (3,)
@@ -294,18 +294,18 @@ def test_two_units_may_share_a_union_controlnet():
     [
         ({"mask_reduction": 8}, "maps of the latent's size / 8, but of / 2, 4"),
         ({"mask_reduction": 3, "foreground_word": ""}, "maps of the latent's size / 3, but of / 2"),
-        ({"start_layer": 5}, "start_layer 5 is beyond the last (4): nothing is injected"),
+        ({"start_layer": 5}, "start layer is 5, beyond the last (4): nothing is injected"),
         ({"start_layer": 4}, ""),
         ({"mask_reduction": 2}, ""),
         ({"start_step": 2, "show_mask": True}, ""),
     ],
 )
 def test_settings_that_cannot_act_say_why(pipe, changes, said):
-    with cross_controlnet(pipe, {**FULL, **changes}) as control:
+    with cross_controlnet(pipe, {**FULL, "strict": False, **changes}) as control:
         generate(pipe, image=conditions(size=(64, 64)))
     assert (control.session.injected == 0) == bool(said)
     assert said in control.summary()
-    assert len(control.session.notes) == bool(said)
+    assert bool(control.session.notes) == bool(said)
 
 
 def test_bfloat16():

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..hosts.diffusers import CrossControlNet
-from ..hosts.diffusers.control import in_front
 from ..session import Session
 from .winners import AVERAGED, winners
 
@@ -48,13 +47,11 @@ class Record:
     def listening(self, control: CrossControlNet) -> Iterator[None]:
         """Keep what the generations of `control` decide inside; `step` is counted by the caller."""
 
-        def keep(own: Any, session: Session, outputs: Any, arguments: Any) -> Any:
-            fused = own(session, outputs, arguments)
-            self._keep(session, outputs)
-            return fused
-
-        with in_front(control, "fused", keep):
+        control.on_fused = self._keep
+        try:
             yield
+        finally:
+            control.on_fused = None
 
     def _keep(self, session: Session, outputs: Any) -> None:
         if session.mask is not None:

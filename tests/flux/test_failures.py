@@ -62,7 +62,7 @@ STAGES = [
 def test_generations_that_fail_leave_nothing(pipe):
     plain = generate(pipe)
     before = state(pipe)
-    settings = {**WORD, "start_step": 0}
+    settings = {**WORD, "start_step": 0, "strict": False}
     for stage in STAGES:
         with cross_controlnet(pipe, settings) as control:
             generate(pipe, num_inference_steps=1)

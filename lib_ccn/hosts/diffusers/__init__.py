@@ -6,9 +6,10 @@
 
 The pipelines of Stable Diffusion 1.5, XL and FLUX with ControlNets, their siblings for img2img,
 inpainting and perturbed-attention guidance among them, call a few of their parts in a way that we
-can follow: `encode_prompt` once at the start, the model of several ControlNets once per step, the
-scheduler's `step` after it. Each of these gets an instance attribute in front of its own method
-while the `with` block lasts, and nothing else changes.
+can follow: `encode_prompt` once at the start, the model of several ControlNets once per timestep.
+While such a pipeline's own call runs, these have something of ours in front, which acts in that
+call alone: other pipelines may share its networks and its scheduler, in other threads too, and
+what is copied inside the block is free.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ...images import decode_mask
 from ...settings import Settings, SettingsError
 from . import flux, unet
 from .control import CrossControlNet
+from .generation import several
 
 __all__ = ["CrossControlNet", "check_belonging", "cross_controlnet", "family_of"]
 
@@ -32,7 +34,7 @@ def family_of(pipe: Any) -> str:
     Raises:
         TypeError: it has no several ControlNets, or is of another family.
     """
-    nets = getattr(pipe, "controlnet", None)
+    nets = several(pipe)
     if isinstance(nets, flux.SEVERAL):
         return "flux"
     if not isinstance(nets, unet.SEVERAL):
@@ -79,29 +81,28 @@ def cross_controlnet(
         weighted: `prompt` has weights such as "(red star:1.2)", in the WebUI's syntax.
 
     Yields:
-        A handle with `session`, `settings` and `summary()`.
+        A handle with `session`, `settings` and `summary()`. Only calls of this pipeline are
+        followed, each with a session of its own; not those of one made from it.
 
     Raises:
         SettingsError: a setting is refused, here or when a generation begins.
         TypeError: the pipeline has no several ControlNets, or is of another family.
         ValueError: a ControlNet was made for another family than the pipeline's.
-        RuntimeError: the pipeline is inside another such block.
+        RuntimeError: the pipeline is inside another such block; or, when it is called, something
+            that was asked for did not happen, and the setting `strict` is on.
     """
     family = family_of(pipe)
     chosen = FAMILIES[family].settings(settings)
     chosen.check_usable()
     decode_mask(chosen)
-    nets = pipe.controlnet.nets
+    nets = several(pipe).nets
     for name in ("foreground_unit", "background_unit"):
         number = getattr(chosen, name)
         # A single FLUX union ControlNet is as many units as it is given images.
         if number != "auto" and number >= len(nets) and (family != "flux" or len(nets) > 1):
             raise SettingsError(name, number, f"'auto' or 0 to {len(nets) - 1}")
     check_belonging(pipe)
-    control: CrossControlNet = (
-        flux.FluxControl(pipe, chosen, prompt, weighted)
-        if family == "flux"
-        else unet.UNetControl(pipe, chosen, prompt, weighted)
-    )
+    kind = flux.FluxGeneration if family == "flux" else unet.UNetGeneration
+    control = CrossControlNet(kind, pipe, chosen, prompt, weighted)
     with control.following():
         yield control

@@ -28,7 +28,7 @@ from ...joint_attention import (
 from ...prompt import END_OF_WORD, Token, TokenizedPrompt, is_mark, strip_weights
 from ...session import Session
 from ...units import Call, Unit
-from .control import CrossControlNet, in_front, unit_name
+from .generation import Generation, several, unit_name
 
 SEVERAL = (FluxMultiControlNetModel,)
 _BY_UNIT = ("controlnet_cond", "controlnet_mode", "conditioning_scale")
@@ -46,7 +46,7 @@ _CONTRACTED = ("s", "t", "re", "ve", "m", "ll", "d")  # CLIP keeps the apostroph
 def check_belonging(pipe: Any) -> None:
     """Raise ValueError if a ControlNet of the pipeline does not fit its transformer."""
     ours = pipe.transformer.config
-    for number, net in enumerate(pipe.controlnet.nets):
+    for number, net in enumerate(several(pipe).nets):
         for name in (
             "in_channels",
             "num_attention_heads",
@@ -69,11 +69,9 @@ class FluxSession(Session):
     latents, which are the image tokens.
     """
 
-    def __init__(self, settings: Any, transformer: nn.Module, units: Any, **more: Any) -> None:
-        super().__init__(settings, transformer, units, **more)
-        self._word.recorder = JointAttentionRecorder(transformer)
-        if self.settings.reads_word:
-            self._word.attach()
+    def recorder_of(self, backbone: nn.Module) -> JointAttentionRecorder:
+        """What reads the transformer's attention to the text."""
+        return JointAttentionRecorder(backbone)
 
     def layers_of(self, module: nn.Module) -> list[SelfAttention]:
         """The joint attention of a ControlNet's blocks."""
@@ -111,46 +109,30 @@ class FluxSession(Session):
         return height * width
 
 
-class FluxControl(CrossControlNet):
-    """Follows a pipeline with a FLUX transformer.
+class FluxGeneration(Generation):
+    """One call of a pipeline with a FLUX transformer.
 
-    `encode_prompt` is called twice where the pipeline has true guidance with a negative prompt,
-    and so is the transformer in each step: the first time counts.
+    With true guidance the pipeline encodes a negative prompt after the positive one, and calls the
+    transformer twice in each step: the first time counts.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._began = False
         self._images: list[Tensor] = []
         self._ids: Tensor | None = None
         self._grid = (0, 0)
 
+    @property
+    def backbone(self) -> Any:
+        """The transformer."""
+        return self.pipe.transformer
+
     # What is put in front of the pipeline's own methods
 
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """The pipeline's own methods are followed inside; afterwards all is as it was."""
-        with ExitStack() as undo:
-            undo.enter_context(in_front(self.pipe, "check_inputs", self.check_inputs))
-            undo.enter_context(in_front(self.pipe, "prepare_image", self.prepare_image))
-            undo.enter_context(super().following())
-            yield
-
-    def check_inputs(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The pipeline was called: the next prompt to be encoded is the positive one."""
-        self.end()
-        self._began = True
-        return own(*args, **kwargs)
-
-    def encode_prompt(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A generation begins, unless this is the negative prompt."""
-        if not self._began:
-            return own(*args, **kwargs)
-        self._began = False
-        result = super().encode_prompt(own, *args, **kwargs)
-        seen = self.pipe.transformer.register_forward_hook(self._transformer_done)
-        self._undo.callback(seen.remove)
-        return result
+    def places(self) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+        """Whose methods something of ours stands in front of: owner, name, ours."""
+        yield from super().places()
+        yield self.pipe, "prepare_image", self.prepare_image
 
     def prepare_image(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A condition image, which the pipeline goes on to encode to latents."""
@@ -158,38 +140,29 @@ class FluxControl(CrossControlNet):
         self._images.append(image)
         return image
 
-    def _transformer_done(self, *_: Any) -> None:
-        if self.session is not None:
-            self.session.end_call()
-
-    def end(self) -> None:
-        """Take the hooks of the running generation away."""
-        super().end()
-        self._images, self._ids = [], None
-
     # What a family knows
 
-    def prompt_of(self, given: Mapping[str, Any]) -> Any:
+    def texts_of(self, given: Mapping[str, Any]) -> Sequence[Any]:
         """The T5 encoder's prompt: the other encoder's tokens do not reach attention."""
-        return given.get("prompt_2") or given.get("prompt")
+        return [given.get("prompt_2") or given.get("prompt")]
 
-    def _begin(self, arguments: dict[str, Any]) -> tuple[Session, dict[Unit, Callable[[], Any]]]:
+    def begin(self, arguments: dict[str, Any]) -> tuple[Session, dict[Unit, Callable[[], Any]]]:
+        """Tell the session of a call; the units that take part, and how each is run."""
         rows = len(arguments["hidden_states"])
-        prompts = self._take_pending(rows, arguments["encoder_hidden_states"].shape[1])
         # As the host pairs them: the shortest list decides, and a single ControlNet takes all.
         values = list(zip(*(arguments[name] for name in _BY_UNIT), strict=False))
-        nets = list(self.pipe.controlnet.nets)
+        nets = self.nets
         nets = nets * len(values) if len(nets) == 1 else nets[: len(values)]
         values = values[: len(nets)]
-        if prompts is not None:
-            self._start(prompts, nets)
+        if self.session is None:
+            tokens = arguments["encoder_hidden_states"].shape[1]
+            self.session = self._begun_session(self.prompts(rows, tokens), nets)
         session = self.session
-        assert session is not None
         active = self._active(session, arguments, values)
         session.begin_call(
             Call(
                 latent_size=self._token_grid(arguments),
-                step=self._clock.step,
+                step=self.step,
                 pictures=range(rows),
                 conditional=range(rows),
             ),
@@ -197,19 +170,19 @@ class FluxControl(CrossControlNet):
         )
         return session, active
 
-    def _start(self, prompts: list[TokenizedPrompt], nets: Sequence[Any]) -> None:
+    def _begun_session(self, prompts: list[TokenizedPrompt], nets: Sequence[Any]) -> Session:
         units = [Unit(net, unit_name(number, net)) for number, net in enumerate(nets)]
         if len(self._images) == len(units):
             for unit, image in zip(units, self._images, strict=True):
                 # The pipeline's own processor gives [-1, 1]; a tensor comes as its owner made it.
                 unit.condition = (image + 1) / 2 if image.amin() < 0 else image
         self._images = []
-        self.session = FluxSession(
+        return FluxSession(
             self.settings,
             self.pipe.transformer,
             units,
             prompts=prompts,
-            encode=self._encode,
+            encode=self.encode,
             mask_image=decode_mask(self.settings),
         )
 
@@ -268,20 +241,32 @@ class FluxControl(CrossControlNet):
             self._ids, self._grid = ids, grid
         return self._grid
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.pipe.tokenizer_2(text, add_special_tokens=False).input_ids)
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text without special tokens."""
+        return list(self.pipe.tokenizer_2(text, add_special_tokens=False, verbose=False).input_ids)
 
     def tokenize(self, prompt: str, tokens: int) -> TokenizedPrompt:
         """Where the prompt's tokens stand in a T5 context of that many tokens, the end included."""
         prompt = strip_weights(prompt) if self._weighted else prompt
-        ids = self._encode(prompt)
-        pieces = list(self.pipe.tokenizer_2.convert_ids_to_tokens(ids))
+        ids = self.encode(prompt)
         content = tokens - 1
         placed = tuple(
-            Token(token, place, clip_piece(piece, pieces[place + 1 : place + 2]))
-            for place, (token, piece) in enumerate(zip(ids, pieces, strict=True))
+            Token(token, place, piece)
+            for place, (token, piece) in enumerate(zip(ids, self._spell(ids), strict=True))
         )
-        return TokenizedPrompt(placed[:content], 1, content, tuple(ids[content:]))
+        return TokenizedPrompt(
+            placed[:content],
+            1,
+            content,
+            tuple(ids[content:]),
+            self._spell,
+            literal=not self._weighted,
+        )
+
+    def _spell(self, ids: Sequence[int]) -> list[str]:
+        """The ids' pieces, as CLIP would write them."""
+        pieces = list(self.pipe.tokenizer_2.convert_ids_to_tokens(list(ids)))
+        return [clip_piece(piece, pieces[n + 1 : n + 2]) for n, piece in enumerate(pieces)]
 
 
 def clip_piece(piece: str, following: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from diffusers import MultiControlNetModel
@@ -11,10 +12,11 @@ from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUn
 from torch import Tensor
 
 from ...images import decode_mask
-from ...prompt import TokenizedPrompt, clean_word, layout, tokenize
+from ...prompt import Token, TokenizedPrompt, tokenize, with_names
 from ...session import Session
+from ...spelling import END_OF_WORD
 from ...units import Call, Unit
-from .control import CrossControlNet, unit_name
+from .generation import Generation, several, unit_name
 
 SEVERAL = (MultiControlNetModel, MultiControlNetUnionModel)
 # What the host gives each unit its own of.
@@ -24,7 +26,7 @@ _BY_UNIT = ("controlnet_cond", "conditioning_scale", "control_type", "control_ty
 def check_belonging(pipe: Any) -> None:
     """Raise ValueError if a ControlNet of the pipeline was made for another family of UNets."""
     ours = pipe.unet.config
-    for number, net in enumerate(pipe.controlnet.nets):
+    for number, net in enumerate(several(pipe).nets):
         for name in ("cross_attention_dim", "addition_embed_type", "block_out_channels"):
             theirs, wanted = net.config.get(name), ours.get(name)
             if name == "block_out_channels":
@@ -37,28 +39,24 @@ def check_belonging(pipe: Any) -> None:
                 )
 
 
-class UNetControl(CrossControlNet):
-    """Follows a pipeline with a UNet and a `MultiControlNetModel` or its union sibling."""
+class UNetGeneration(Generation):
+    """One call of a pipeline with a UNet and a `MultiControlNetModel` or its union sibling."""
 
-    def prompt_of(self, given: Mapping[str, Any]) -> Any:
-        """The first text encoder's prompt; the second's where the named word is only there.
+    @property
+    def backbone(self) -> Any:
+        """The UNet."""
+        return self.pipe.unet
+
+    def texts_of(self, given: Mapping[str, Any]) -> Sequence[Any]:
+        """The first text encoder's prompt, and the second's.
 
         SDXL's encoders have one vocabulary, and their outputs stand side by side in a token's
         channels, so that a position means the same token in both.
         """
-        first, second = (
-            [texts] if isinstance(texts, str) else list(texts or [])
-            for texts in (given.get("prompt"), given.get("prompt_2"))
-        )
-        word = clean_word(self.settings.foreground_word).lower()
-        if not word or len(first) != len(second):
-            return first
-        return [
-            b if word in b.lower() and word not in a.lower() else a
-            for a, b in zip(first, second, strict=True)
-        ]
+        return given.get("prompt"), given.get("prompt_2")
 
-    def _begin(self, arguments: dict[str, Any]) -> tuple[Session, dict[Unit, Callable[[], Any]]]:
+    def begin(self, arguments: dict[str, Any]) -> tuple[Session, dict[Unit, Callable[[], Any]]]:
+        """Tell the session of a call; the units that take part, and how each is run."""
         sample, text = arguments["sample"], arguments["encoder_hidden_states"]
         rows = len(sample)
         doubled = bool(self.pipe.do_classifier_free_guidance)
@@ -67,17 +65,15 @@ class UNetControl(CrossControlNet):
             pictures = rows
         else:  # unconditional, conditional and, with PAG, perturbed rows, which are conditional too
             pictures = rows // (1 + doubled + perturbed)
-        prompts = self._take_pending(pictures, text.shape[1])
-        if prompts is not None:
-            self._start(prompts)
+        if self.session is None:
+            self.session = self._begun_session(pictures, text.shape[1])
         session = self.session
-        assert session is not None
         active = self._active(session, arguments)
         first = pictures if doubled else 0
         session.begin_call(
             Call(
                 latent_size=(sample.shape[-2], sample.shape[-1]),
-                step=self._clock.step,
+                step=self.step,
                 pictures=[row % pictures for row in range(rows)],
                 conditional=range(first, first + pictures),
             ),
@@ -85,16 +81,16 @@ class UNetControl(CrossControlNet):
         )
         return session, active
 
-    def _start(self, prompts: list[TokenizedPrompt]) -> None:
-        self.session = Session(
+    def _begun_session(self, pictures: int, tokens: int) -> Session:
+        return Session(
             self.settings,
             self.pipe.unet,
             [
                 Unit(net, unit_name(number, net), not net.config.get("global_pool_conditions"))
-                for number, net in enumerate(self.pipe.controlnet.nets)
+                for number, net in enumerate(self.nets)
             ],
-            prompts=prompts,
-            encode=self._encode,
+            prompts=self.prompts(pictures, tokens),
+            encode=self.encode,
             mask_image=decode_mask(self.settings),
         )
 
@@ -105,7 +101,7 @@ class UNetControl(CrossControlNet):
         shared = {name: value for name, value in arguments.items() if name not in _BY_UNIT}
         shared["return_dict"] = False
         own_names = [name for name in _BY_UNIT if name in arguments]
-        if isinstance(self.pipe.controlnet, MultiControlNetUnionModel):
+        if isinstance(several(self.pipe), MultiControlNetUnionModel):
             shared["from_multi"] = True
         active: dict[Unit, Callable[[], Any]] = {}
         own_values = zip(*(arguments[name] for name in own_names), strict=True)
@@ -135,31 +131,52 @@ class UNetControl(CrossControlNet):
     def _tokenizer(self) -> Any:
         return self.pipe.tokenizer or self.pipe.tokenizer_2  # SDXL's refiner has the second alone
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text without special tokens."""
+        # The pipeline itself warns of what does not fit.
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def tokenize(self, prompt: str, tokens: int) -> TokenizedPrompt:
-        """Where the prompt's tokens stand in a text context of that many tokens."""
+        """Where the prompt's tokens stand in a text context of that many tokens.
+
+        A context of several chunks was made by a prompt-weighting library: chunks of 75, as the
+        WebUIs make them.
+        """
         tokenizer = self._tokenizer
-        piece = tokenizer.convert_ids_to_tokens
         length = tokenizer.model_max_length
-        if self._weighted or tokens > length:
-            # Embeddings made by a prompt-weighting library: chunks of 75, as the WebUIs make them.
-            return tokenize(
-                prompt,
-                self._encode,
-                weighted=self._weighted,
-                max_chunks=max(1, tokens // length),
-                chunk=length - 2,
-                decode_piece=piece,
-            )
-        if hasattr(self.pipe, "maybe_convert_prompt"):  # textual inversions become their tokens
+        chunks = max(1, tokens // length)
+        if not self._weighted and chunks == 1 and hasattr(self.pipe, "maybe_convert_prompt"):
+            # Textual inversions become their tokens.
             prompt = self.pipe.maybe_convert_prompt(prompt, tokenizer)
-        ids = tokenizer(prompt, truncation=True, max_length=length).input_ids
-        return layout(
-            [ids],
+        added = set(tokenizer.get_added_vocab().values())
+
+        def piece(number: int) -> str:
+            known = str(tokenizer.convert_ids_to_tokens(number))
+            return known + END_OF_WORD if number in added else known
+
+        placed = tokenize(
+            prompt,
+            self.encode,
+            weighted=self._weighted,
+            max_chunks=chunks,
             chunk=length - 2,
-            bos=tokenizer.bos_token_id,
-            eos=tokenizer.eos_token_id,
             decode_piece=piece,
         )
+        named = with_names(placed, _inversions(placed.tokens, added))
+        return replace(named, literal=not self._weighted)
+
+
+def _inversions(tokens: Sequence[Token], added: set[int]) -> Iterator[tuple[range, list[int]]]:
+    """Where textual inversions stand, and the token that is their name.
+
+    One of several vectors is `<name>`, `<name>_1` and so on: all of them are the word `<name>`.
+    """
+    start = 0
+    while start < len(tokens):
+        first, end = tokens[start], start + 1
+        if first.id in added:
+            name = str(first.piece).removesuffix(END_OF_WORD)
+            while end < len(tokens) and tokens[end].piece == f"{name}_{end - start}{END_OF_WORD}":
+                end += 1
+            yield range(first.position, tokens[end - 1].position + 1), [first.id]
+        start = end
