@@ -146,6 +146,27 @@ class TestConditions:
     def test_an_empty_editor_is_no_condition(self, value):
         assert read_condition(value, 64) is None
 
+    @pytest.mark.parametrize(("mode", "white"), [("I;16", 65535), ("I", 65535), ("F", 1.0)])
+    def test_a_deep_map_keeps_its_range(self, mode, white):
+        kind = {"I;16": "<u2", "I": "<i4", "F": "<f4"}[mode]
+        ramp = torch.linspace(0, 1, 64).expand(64, 64)
+        values = (ramp * white).numpy().astype(kind)
+        read = read_condition(editor_value(Image.frombytes(mode, (64, 64), values.tobytes())), 64)
+        assert (read - ramp).abs().max() < 1 / 255
+
+    @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, SyntaxError, KeyError])
+    def test_what_cannot_be_decoded_is_refused_by_its_number(self, error, monkeypatch):
+        def load(*_):
+            raise error("as a test")
+
+        picture = Image.new("RGB", (8, 8))
+        monkeypatch.setattr(picture, "getexif", load)
+        with pytest.raises(OrderError, match=r"Condition 1 cannot be used: .*as a test"):
+            read_order(
+                ("a star", "", 1, 3, 3.0), [(False, "", None), (True, "outline", picture)],
+                (True,), NAMES, 64,
+            )  # fmt: skip
+
     @pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK", "I;16"])
     @pytest.mark.parametrize("size", [(300, 100), (1, 1), (100, 333)])
     def test_any_picture_becomes_a_square_of_the_model(self, mode, size):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from lib_ccn.images import ImageError, read_numbers, read_picture, to_condition, to_mask
+from lib_ccn.playground.command_line import SEED_LIMIT
 
 from .pairs import CASES, CONFLICT, Batch, Plan, split
 
@@ -123,32 +128,38 @@ class FolderPairs:
             return {}
         return {"drawn": torch.stack([self._image(pair.reference) for pair in batch.details])}
 
-    def _open(self, name: str) -> Image.Image:
-        path = self.folder / name
-        try:
-            with Image.open(path) as opened:
-                return ImageOps.exif_transpose(opened)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise PairsError(f"{path} cannot be read: {error}") from error
-
     def _image(self, name: str) -> Tensor:
-        fitted = ImageOps.fit(self._open(name).convert("RGB"), self.size, Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(fitted)).movedim(-1, 0).float() / 255
+        with self._naming(name) as path:
+            return to_condition(read_picture(path, self.size), self.size)
 
     def _mask(self, name: str | None) -> Tensor | None:
         if name is None:
             return None
-        fitted = ImageOps.fit(self._open(name).convert("L"), self.size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(fitted)) > 127
+        with self._naming(name) as path:
+            mask = to_mask(read_picture(path, self.size))[0]
+        grey = Image.fromarray(mask.numpy().astype(np.uint8) * 255)
+        return torch.from_numpy(
+            np.array(ImageOps.fit(grey, self.size, Image.Resampling.BILINEAR)) > 127
+        )
 
     def _labels(self, name: str | None) -> Tensor | None:
         if name is None:
             return None
-        image = self._open(name)
+        with self._naming(name) as path:
+            image = read_numbers(path)
         if image.mode not in ("L", "P", "I", "I;16"):
             raise PairsError(f"{self.folder / name} is {image.mode}; expected one class per pixel")
         fitted = ImageOps.fit(image, self.size, Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(fitted).astype(np.int64))
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[Path]:
+        """The path of a file, which a refusal names."""
+        path = self.folder / name
+        try:
+            yield path
+        except ImageError as error:
+            raise PairsError(f"{path} cannot be read: {error}") from error
 
 
 def pairs_digest(folder: Path) -> str:
@@ -186,6 +197,11 @@ def read_pairs(folder: Path) -> list[FolderPair]:
         pair = FolderPair(**entry)
         if pair.case not in CASES:
             raise PairsError(f"{where}: case is {pair.case!r}; allowed: {', '.join(CASES)}")
+        if pair.seed is not None and (
+            type(pair.seed) is not int or not 0 <= pair.seed <= SEED_LIMIT
+        ):
+            allowed = f"a whole number from 0 to {SEED_LIMIT}, or null"
+            raise PairsError(f"{where}: seed is {pair.seed!r}; allowed: {allowed}")
         pairs.append(pair)
     return pairs
 

@@ -8,18 +8,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..families import FAMILIES
 from ..hosts.diffusers import cross_controlnet
+from ..images import ImageError, read_picture, to_condition
 from ..settings import Settings, SettingsError
+from .command_line import OutputError, prepare_file
 from .demo_model import ModelError, generate
 from .examples import Example, bundled_examples
 from .families import default_side, load_family
@@ -59,6 +61,7 @@ def run(options: Options) -> int:
     began = time.monotonic()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
+        prepare_file("--out", options.out)
         if options.random_weights:
             print(_random_warning(options))
         pipe = load_family(options.family, options.model, options.controlnets, options.device)
@@ -66,11 +69,10 @@ def run(options: Options) -> int:
         examples = _examples(options, options.size or (side, side))
         results = _generate_all(pipe, examples, options)
         figure = _figure(examples, results, options)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         figure.save(options.out)
-    except (ModelError, SettingsError, DemoError, OSError) as error:
+    except (ModelError, SettingsError, OutputError, DemoError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+        return 2 if isinstance(error, (SettingsError, OutputError)) else 1
     settings, family = options.settings, FAMILIES[options.family]
     if settings.inject and "full" in results:
         print(
@@ -105,14 +107,11 @@ def _scaled(example: Example, size: tuple[int, int]) -> Example:
     return Example(example.prompt, example.word, foreground, background, example.seed)
 
 
-def _read_image(path: Any, size: tuple[int, int]) -> Tensor:
+def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
     try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return to_condition(read_picture(path, size), size)
+    except ImageError as error:
         raise DemoError(f"{path} is no image that can be read: {error}") from error
-    fitted = ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(fitted)).movedim(-1, 0).float() / 255
 
 
 def _generate_all(pipe: Any, examples: Sequence[Example], options: Options) -> dict[str, Result]:

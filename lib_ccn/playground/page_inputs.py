@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from ..images import ImageError, eight_bit, to_condition
 from ..webui import arguments
 from .figure import enlarged, to_image
 from .page_run import Order, OrderError, UnitOrder
@@ -48,7 +47,10 @@ def read_order(
     for number, (is_on, name, value) in enumerate(units):
         if not is_on:
             continue
-        condition = read_condition(value, side)
+        try:
+            condition = read_condition(value, side)
+        except ImageError as error:
+            raise OrderError(f"Condition {number} cannot be used: {error}") from error
         if condition is None:
             raise OrderError(f"Condition {number} is empty: draw or upload it, or switch it off.")
         if name not in names:
@@ -68,22 +70,18 @@ def read_order(
 def read_condition(value: Any, side: int) -> Tensor | None:
     """The picture of an editor as [3, side, side] in [0, 1]; None where nothing is there.
 
-    What is transparent is black: a condition that says nothing.
+    Raises ImageError.
     """
     picture = value.get("composite") if isinstance(value, Mapping) else value
     if picture is None:
         return None
-    picture = ImageOps.exif_transpose(picture).convert("RGBA")
-    if picture.getchannel("A").getextrema()[1] == 0:
+    picture = eight_bit(picture, (side, side))
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema()[1] == 0:
         return None
-    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-    flat = Image.alpha_composite(black, picture).convert("RGB")
-    square = min(flat.size)
     # A box is exact for whole factors, which the editors' own pictures are reduced by.
-    whole = square % side == 0
-    method = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
-    fitted = ImageOps.fit(flat, (side, side), method)
-    return torch.from_numpy(np.array(fitted)).movedim(-1, 0).float() / 255
+    whole = min(picture.size) % side == 0
+    resample = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
+    return to_condition(picture, (side, side), resample)
 
 
 def shown_condition(condition: Tensor) -> Image.Image:

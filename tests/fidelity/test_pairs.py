@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks.fidelity.folder import PairsError, read_pairs
+from benchmarks.fidelity.folder import FolderPairs, PairsError, read_pairs
 from benchmarks.fidelity.pairs import CHUNK, COMPLEMENTARY, CONFLICT, DrawnPairs, split
 
 
@@ -57,6 +61,10 @@ def test_parts_are_of_nearly_equal_length():
         ('[{"prompt": "a"}]', r"pair 0: no \['background', 'foreground'\]"),
         ('[{"prompt": "a", "foreground": "f", "background": "b", "mask": "m"}]', "unknown"),
         ('[{"prompt": "a", "foreground": "f", "background": "b", "case": "x"}]', "allowed"),
+        *(
+            (f'[{{"prompt": "a", "foreground": "f", "background": "b", "seed": {seed}}}]', "seed")
+            for seed in ("-1", "18446744073709551616", "1.5", "true", '"7"')
+        ),
     ],
 )
 def test_a_folder_with_wrong_pairs_is_refused(tmp_path, content, says):
@@ -68,3 +76,32 @@ def test_a_folder_with_wrong_pairs_is_refused(tmp_path, content, says):
 def test_a_folder_without_pairs_is_refused(tmp_path):
     with pytest.raises(PairsError, match=r"pairs\.json cannot be read"):
         read_pairs(tmp_path)
+
+
+@pytest.fixture
+def one_pair(tmp_path):
+    """A 16-bit ramp as the condition; a mask that is painted on nothing."""
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    mask = Image.new("RGBA", (16, 16))
+    mask.paste((0, 0, 0, 255), (0, 0, 8, 16))
+    mask.save(tmp_path / "mask.png")
+    pair = {"prompt": "a", "foreground": "deep.png", "background": "deep.png"}
+    (tmp_path / "pairs.json").write_text(json.dumps([pair | {"object_mask": "mask.png"}]))
+    return FolderPairs(tmp_path, (16, 16), None)
+
+
+def test_a_folders_pictures_are_read_as_all_others_are(one_pair):
+    batch = one_pair.load(one_pair.plans(CONFLICT, 1, 1)[0])
+    ramp = torch.linspace(0, 1, 256).reshape(16, 16)
+    assert (batch.conditions[0][0] - ramp).abs().max() < 1 / 255
+    assert batch.object_mask[0, :, :8].all()
+    assert not batch.object_mask[0, :, 8:].any()
+
+
+@pytest.mark.parametrize("name", ["deep.png", "mask.png"])
+def test_a_truncated_picture_names_its_file(one_pair, name):
+    path = one_pair.folder / name
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(PairsError, match=f"{name} cannot be read"):
+        one_pair.load(one_pair.plans(CONFLICT, 1, 1)[0])
