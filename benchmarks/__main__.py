@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.command import add_options
+from lib_ccn.playground.command_line import Parser, interruptible, leave
 
 TITLES = {
     "fusion": "Fusion of the 13 residuals of SD 1.5 at 512x512, batch 2, to the plain sum",
@@ -29,16 +29,16 @@ one's of the same round. Made by `python3 run.py bench --write`.
 """
 
 
-def main() -> None:
-    """Run the benchmarks and print, or write, their tables."""
+def main() -> int:
+    """Run the benchmarks and print, or write, their tables; returns the exit status."""
     if sys.argv[1:2] == [PICTURES]:
         from lib_ccn.playground.quiet import silence_libraries
 
         silence_libraries()  # before what follows imports their pipelines
         from benchmarks.fidelity import command
 
-        raise SystemExit(command.main(sys.argv[2:]))
-    parser = argparse.ArgumentParser(prog="python3 run.py bench", description=__doc__)
+        return command.main(sys.argv[2:])
+    parser = Parser(prog="python3 run.py bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(TITLES)} (default: all)")
     add_options(parser)
     parser.add_argument(
@@ -65,6 +65,7 @@ def main() -> None:
         parts = sections(before) | parts
         RESULTS.write_text("\n".join([HEAD, *(parts[n] for n in TITLES if n in parts)]), "utf-8")
         print(RESULTS)
+    return 0
 
 
 def sections(text: str) -> dict[str, str]:
@@ -79,4 +80,4 @@ def sections(text: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    leave(interruptible(main))

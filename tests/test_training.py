@@ -179,6 +179,17 @@ def test_gates_measure_and_fail_a_random_model(exported, tmp_path, capsys):
     assert sheet.stat().st_size > 0
 
 
+def test_quick_gates_are_quick_and_still_gates():
+    quick, full = gates.parse(["--quick"]), gates.parse([])
+    rows = gates.chosen(quick)
+    assert [kind.name for kind in rows] == [kind.name for kind in gates.KINDS if kind.gates]
+    work = quick.scenes * quick.steps * len(rows)
+    assert work <= full.scenes * full.steps * len(gates.chosen(full)) / 50
+    named = gates.parse(["--quick", "--only", "conflict: sum", "--steps", "20"])
+    assert [kind.name for kind in gates.chosen(named)] == ["conflict: sum"]
+    assert named.steps == 20
+
+
 def test_the_bundled_model_is_within_its_limit():
     if not (BUNDLED / "model_index.json").is_file():
         pytest.skip(f"THE TRAINED MODEL IS MISSING: {BUNDLED} (make it with training.export)")

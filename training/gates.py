@@ -1,43 +1,33 @@
-"""The demo model's quality gates on held-out scenes: `python -m training.gates`.
-
-Every method starts from the same noise, so that a difference between two rows is the methods'.
-"""
+"""The demo model's quality gates on held-out scenes: `python -m training.gates`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import DDIMScheduler, UniPCMultistepScheduler
-from torch import Tensor
-from tqdm import tqdm
-
-from lib_ccn.foreground import resize_mask
-from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.playground import metrics
-from lib_ccn.playground.demo_model import (
-    ModelError,
-    generate,
-    load_pipeline,
-    native_size,
-    with_one_controlnet,
-    without_controlnets,
+from lib_ccn.playground.command_line import (
+    GUIDANCE_LIMIT,
+    STEP_LIMIT,
+    OutputError,
+    Parser,
+    check_picture_name,
+    interruptible,
+    leave,
+    number,
+    prepare_file,
+    whole,
 )
-from lib_ccn.playground.figure import contact_sheet
-from lib_ccn.playground.options import BUNDLED_MASK_REDUCTION, proportional_start
-from lib_ccn.playground.quiet import silence_libraries
-from lib_ccn.playground.scenes import Scenes, draw
-from lib_ccn.settings import Settings
+from lib_ccn.playground.options import BUNDLED_MASK_REDUCTION
 
 SCENE_SEED = 20_260_101  # the trainer's scenes come from the seeds 0, 7919, 15838, ...
-QUICK_SCENES = 32
+SCENE_LIMIT = 65_536
+SCENES, STEPS = 256, 20
+QUICK_SCENES, QUICK_STEPS = 32, 10
 SHEET_PICTURES = 8
 METHODS = {
     "sum": {"fusion": "sum"},
@@ -79,103 +69,6 @@ HEADS = {"iou": "object IoU", "accuracy": "region accuracy", "colour": "colour r
 HEADS |= {"regions": "named regions present", "mask": "mask IoU"}
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What every row shares: the pipeline, the scenes, the sampling."""
-
-    pipe: Any
-    scenes: Scenes
-    steps: int
-    guidance_scale: float
-    batch: int
-
-    def measure(self, kind: Kind, bar: tqdm) -> tuple[dict[str, float], Tensor]:
-        """The row's means over the scenes, and its pictures [B, 3, H, W]."""
-        pictures: dict[int, Tensor] = {}
-        agreement: list[float] = []
-        for numbers in self._batches(kind):
-            made, mask = self._make(kind, numbers, bar)
-            pictures.update(zip(numbers, made, strict=True))
-            if mask is not None:
-                truth = resize_mask(self.scenes.object_mask[numbers], mask.shape[-2:])
-                agreement += metrics.mask_iou(mask.flatten(1), truth).tolist()
-        picture = torch.stack([pictures[n] for n in range(len(pictures))])
-        return self.score(picture) | ({"mask": _mean(agreement)} if agreement else {}), picture
-
-    def score(self, picture: Tensor) -> dict[str, float]:
-        """Every measure of one picture per scene, averaged."""
-        scenes = self.scenes
-        found = zip(metrics.regions_present(picture), scenes.named, strict=True)
-        colours = zip(metrics.object_colour(picture), scenes.colour, strict=True)
-        return {
-            "iou": float(metrics.object_iou(picture, scenes.object_mask).mean()),
-            "accuracy": float(metrics.region_accuracy(picture, scenes).mean()),
-            "colour": _mean([seen == meant for seen, meant in colours]),
-            "regions": _mean([set(named) <= present for present, named in found]),
-        }
-
-    @torch.inference_mode()
-    def through_vae(self) -> Tensor:
-        """The scenes' own pictures, encoded and decoded: what sampling cannot surpass."""
-        vae = self.pipe.vae
-        restored = [
-            vae.decode(vae.encode(part.to(vae.device) * 2 - 1).latent_dist.mode()).sample.cpu()
-            for part in self.scenes.picture.split(self.batch)
-        ]
-        return (torch.cat(restored) / 2 + 0.5).clamp(0, 1)
-
-    def _batches(self, kind: Kind) -> list[list[int]]:
-        """Scene numbers by batch: of one word each where the method looks for a word."""
-        everything = range(len(self.scenes.captions))
-        groups: dict[str, list[int]] = {}
-        for number in everything:
-            word = self.scenes.shape[number] if _reads_word(kind) else ""
-            groups.setdefault(word, []).append(number)
-        size = self.batch
-        return [g[i : i + size] for g in groups.values() for i in range(0, len(g), size)]
-
-    def _make(self, kind: Kind, numbers: list[int], bar: tqdm) -> tuple[Tensor, Tensor | None]:
-        conditions = [getattr(self.scenes, name)[numbers] for name in kind.conditions]
-        pipe: Any = self.pipe
-        if not conditions:
-            pipe = without_controlnets(pipe)
-        elif len(conditions) == 1:
-            pipe = with_one_controlnet(pipe, int(kind.conditions != ("outline",)))
-        method: Any = nullcontext()
-        if kind.settings is not None:
-            defaults = {"inject": False, "start_step": proportional_start(self.steps)}
-            settings = Settings.from_dict(defaults | kind.settings)
-            if _reads_word(kind):
-                settings = settings.replace(foreground_word=self.scenes.shape[numbers[0]])
-            method = cross_controlnet(pipe, settings)
-        with method as control:
-            made = generate(
-                pipe,
-                [self.scenes.captions[n] for n in numbers],
-                numbers,
-                conditions[0] if len(conditions) == 1 else conditions or None,
-                steps=self.steps,
-                guidance_scale=self.guidance_scale,
-                size=(native_size(self.pipe),) * 2,
-                on_step=bar.update,
-            )
-        if control is None:
-            return made, None
-        if control.session.error is not None:
-            raise control.session.error
-        return made, control.session.mask
-
-
-def _reads_word(kind: Kind) -> bool:
-    return bool(
-        kind.settings and kind.settings.get("inject") and "mask_source" not in kind.settings
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The rows as a Markdown table, gates marked."""
     lines = [
@@ -195,85 +88,140 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def differences(pictures: dict[str, Tensor]) -> dict[str, float]:
-    """Mean absolute difference of each pair of agreeing rows, in 255ths."""
-    names = [name for name in pictures if name.startswith("agreeing")]
-    return {
-        f"{a} / {b.removeprefix('agreeing: ')}": float((pictures[a] - pictures[b]).abs().mean())
-        * 255
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-    }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python3 run.py gates", description="Measure the demo model on held-out scenes."
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; leaves with status 2 and a message where it is wrong."""
+    parser = Parser(
+        prog="python3 run.py gates",
+        description="Measure the demo model on held-out scenes.",
+        allow_abbrev=False,
     )
     parser.add_argument("--model", default=None, help="default: the bundled one, models/demo")
-    parser.add_argument("--scenes", type=int, default=256)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SCENES} scenes")
+    parser.add_argument("--scenes", type=whole(1, SCENE_LIMIT), help=f"default: {SCENES}")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_SCENES} scenes, {QUICK_STEPS} steps, and only the rows that have a gate",
+    )
     parser.add_argument(
         "--only", default="", help="only rows whose name has one of these in it, comma-separated"
     )
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--steps", type=whole(1, STEP_LIMIT), help=f"default: {STEPS}")
+    parser.add_argument("--guidance-scale", type=number(0, GUIDANCE_LIMIT), default=3.0)
     parser.add_argument("--sampler", choices=("unipc", "ddim"), default="unipc")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=whole(1, SCENE_LIMIT), default=32)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
-    return parser
+    given = parser.parse_args(argv)
+    given.scenes = given.scenes or (QUICK_SCENES if given.quick else SCENES)
+    given.steps = given.steps or (QUICK_STEPS if given.quick else STEPS)
+    if not chosen(given):
+        parser.error(f"--only: {given.only!r} is in no row's name")
+    try:
+        if given.sheet is not None:
+            check_picture_name("--sheet", given.sheet)
+    except OutputError as error:
+        parser.error(str(error))
+    return given
+
+
+def chosen(given: argparse.Namespace) -> list[Kind]:
+    """The rows that the options ask for; with `--quick`, and none named, those with a gate."""
+    if given.quick and not given.only:
+        return [kind for kind in KINDS if kind.gates]
+    wanted = given.only.split(",")
+    return [kind for kind in KINDS if any(part in kind.name for part in wanted)]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 1 if a gate fails."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    silence_libraries()
+    return interruptible(lambda: run(parse(argv)))
+
+
+def run(given: argparse.Namespace) -> int:
+    """Make and measure the pictures; returns the exit status."""
+    from lib_ccn.playground.quiet import silence_libraries
+
+    silence_libraries()  # before what follows imports their pipelines
+    import torch
+    from diffusers import DDIMScheduler, UniPCMultistepScheduler
+    from tqdm import tqdm
+
+    from lib_ccn.playground.demo_model import ModelError, load_pipeline
+    from lib_ccn.playground.scenes import draw
+    from training.measure import Bench, differences
+
     began = time.monotonic()
     try:
-        pipe = load_pipeline(arguments.model, device=arguments.device, dtype=torch.float32)
-    except ModelError as error:
-        parser.exit(2, f"error: {error}\n")
-    sampler = DDIMScheduler if arguments.sampler == "ddim" else UniPCMultistepScheduler
+        for option in ("json", "sheet"):
+            if getattr(given, option) is not None:
+                prepare_file(f"--{option}", getattr(given, option))
+        pipe = load_pipeline(given.model, device=given.device, dtype=torch.float32)
+    except (OutputError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    sampler = DDIMScheduler if given.sampler == "ddim" else UniPCMultistepScheduler
     pipe.scheduler = sampler.from_config(pipe.scheduler.config)
-    count = QUICK_SCENES if arguments.quick else arguments.scenes
-    scenes = draw(count, torch.Generator().manual_seed(SCENE_SEED), object_free=0)
-    bench = Bench(pipe, scenes, arguments.steps, arguments.guidance_scale, arguments.batch)
-    wanted = arguments.only.split(",")
-    kinds = [kind for kind in KINDS if any(part in kind.name for part in wanted)]
+    scenes = draw(given.scenes, torch.Generator().manual_seed(SCENE_SEED), object_free=0)
+    bench = Bench(pipe, scenes, given.steps, given.guidance_scale, given.batch)
+    kinds = chosen(given)
     pictures = {"scenes as drawn": scenes.picture, "through the VAE": bench.through_vae()}
     rows = {name: bench.score(picture) for name, picture in pictures.items()}
-    with tqdm(total=len(kinds) * count * arguments.steps, unit="step") as bar:
+    with tqdm(total=len(kinds) * given.scenes * given.steps, unit="step") as bar:
         for kind in kinds:
             bar.set_description(kind.name)
             rows[kind.name], pictures[kind.name] = bench.measure(kind, bar)
-
+    seconds = time.monotonic() - began
     apart = differences(pictures)
-    failed = [
-        f"{kind.name}: {HEADS[key]}"
-        for kind in kinds
-        for key, gate in kind.gates.items()
-        if rows[kind.name][key] < gate
-    ]
-    print(table(rows))
-    for name, value in apart.items():
-        print(f"mean difference, {name}: {value:.2f} of 255")
-    print(f"{count} scenes, {arguments.steps} {arguments.sampler} steps, CFG", end=" ")
-    print(f"{arguments.guidance_scale:g}, {time.monotonic() - began:.0f} s")
-    print("all gates passed" if not failed else "FAILED: " + "; ".join(failed))
-    if arguments.json:
-        how = {k: str(v) for k, v in vars(arguments).items() if k not in ("json", "sheet")}
-        gates = {kind.name: asdict(kind)["gates"] for kind in kinds if kind.gates}
-        report = {"how": how | {"scenes": count}, "rows": rows, "gates": gates}
-        report |= {"differences": apart, "failed": failed}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    if arguments.sheet:
+    failed = _failed(kinds, rows)
+    _print(given, rows, apart, failed, seconds)
+    if given.json:
+        _write_json(given, kinds, rows, apart, failed)
+    if given.sheet:
+        from lib_ccn.playground.figure import contact_sheet
+
         shown = {"outline": scenes.outline, "region map": scenes.region_map} | pictures
-        contact_sheet([(n, p[:SHEET_PICTURES]) for n, p in shown.items()]).save(arguments.sheet)
+        contact_sheet([(n, p[:SHEET_PICTURES]) for n, p in shown.items()]).save(given.sheet)
     return 1 if failed else 0
 
 
+def _failed(kinds: list[Kind], rows: dict[str, dict[str, float]]) -> list[str]:
+    return [
+        f"{kind.name}: {HEADS[key]}"
+        for kind in kinds
+        for key, gate in kind.gates.items()
+        if not rows[kind.name][key] >= gate
+    ]
+
+
+def _print(
+    given: argparse.Namespace,
+    rows: dict[str, dict[str, float]],
+    apart: dict[str, float],
+    failed: list[str],
+    seconds: float,
+) -> None:
+    print(table(rows))
+    for name, value in apart.items():
+        print(f"mean difference, {name}: {value:.2f} of 255")
+    print(f"{given.scenes} scenes, {given.steps} {given.sampler} steps, CFG", end=" ")
+    print(f"{given.guidance_scale:g}, {seconds:.0f} s")
+    print("all gates passed" if not failed else "FAILED: " + "; ".join(failed))
+
+
+def _write_json(
+    given: argparse.Namespace,
+    kinds: list[Kind],
+    rows: dict[str, dict[str, float]],
+    apart: dict[str, float],
+    failed: list[str],
+) -> None:
+    how = {k: str(v) for k, v in vars(given).items() if k not in ("json", "sheet")}
+    gates = {kind.name: asdict(kind)["gates"] for kind in kinds if kind.gates}
+    report = {"how": how | {"scenes": given.scenes}, "rows": rows, "gates": gates}
+    report |= {"differences": apart, "failed": failed}
+    given.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

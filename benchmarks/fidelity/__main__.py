@@ -1,9 +1,17 @@
 """`python -m benchmarks.fidelity`, as `python3 run.py bench fidelity`."""
 
-from lib_ccn.playground.quiet import silence_libraries
+from lib_ccn.playground.command_line import interruptible, leave
+
+
+def main() -> int:
+    """Run the command; what it imports takes seconds."""
+    from lib_ccn.playground.quiet import silence_libraries
+
+    silence_libraries()  # before what follows imports their pipelines
+    from benchmarks.fidelity import command
+
+    return command.main()
+
 
 if __name__ == "__main__":
-    silence_libraries()  # before what follows imports their pipelines
-    from benchmarks.fidelity.command import main
-
-    raise SystemExit(main())
+    leave(interruptible(main))

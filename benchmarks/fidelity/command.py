@@ -15,6 +15,16 @@ import torch
 from tqdm import tqdm
 
 from lib_ccn.attention import self_attention_layers
+from lib_ccn.playground.command_line import (
+    GUIDANCE_LIMIT,
+    STEP_LIMIT,
+    OutputError,
+    Parser,
+    number,
+    prepare_folder,
+    whole,
+    without_interrupts,
+)
 from lib_ccn.playground.demo_model import ModelError, native_size
 from lib_ccn.playground.options import (
     BUNDLED_GUIDANCE,
@@ -33,6 +43,7 @@ from .runner import Job, RunError, Sampling, Worker, is_done, jobs
 from .scorers import ScorerError, Scorers
 from .store import Row, Store, StoreError
 
+COUNT_LIMIT = 10**6
 FULL_PAIRS, QUICK_PAIRS, ABLATED = 500, 20, 120
 STEPS, REAL_STEPS = 10, 50
 
@@ -53,7 +64,7 @@ of which prompt, foreground and background are needed."""
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python3 run.py bench fidelity",
         description="Pictures of conflicting and complementary condition pairs under every rule "
         "of fusion, measured against what was asked for. A run that is broken off goes on where "
@@ -66,24 +77,38 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--quick", action="store_true", help=f"{QUICK_PAIRS} pairs of each case, no ablations"
     )
-    size.add_argument("--count", type=int, metavar="N", help=f"pairs of each case ({FULL_PAIRS})")
     size.add_argument(
-        "--ablated", type=int, metavar="N", help=f"of these in the ablations ({ABLATED}; 0 none)"
+        "--count",
+        type=whole(1, COUNT_LIMIT),
+        metavar="N",
+        help=f"pairs of each case ({FULL_PAIRS})",
+    )
+    size.add_argument(
+        "--ablated",
+        type=whole(0, COUNT_LIMIT),
+        metavar="N",
+        help=f"of these in the ablations ({ABLATED}; 0 none)",
     )
     size.add_argument(
         "--coupled",
         action="store_true",
         help="the authors' coupled encoders for every pair, not in the ablations alone",
     )
-    size.add_argument("--minutes", type=float, help="stop after so long; a later run goes on")
+    size.add_argument(
+        "--minutes", type=number(0, 1e6), help="stop after so long; a later run goes on"
+    )
     size.add_argument(
         "--layers", action="store_true", help="look into the layers too: keys, values, winners"
     )
 
     how = parser.add_argument_group("how")
-    how.add_argument("--steps", type=int, help=f"of UniPC ({STEPS}; your model: {REAL_STEPS})")
-    how.add_argument("--guidance-scale", type=float, metavar="CFG")
-    how.add_argument("--batch", type=int, default=24, help="pictures per call (24)")
+    how.add_argument(
+        "--steps", type=whole(1, STEP_LIMIT), help=f"of UniPC ({STEPS}; your model: {REAL_STEPS})"
+    )
+    how.add_argument("--guidance-scale", type=number(0, GUIDANCE_LIMIT), metavar="CFG")
+    how.add_argument(
+        "--batch", type=whole(1, COUNT_LIMIT), default=24, help="pictures per call (24)"
+    )
     how.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
     how.add_argument(
         "--dtype",
@@ -92,7 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
         "bfloat16, as it was trained; otherwise the model's own)",
     )
     how.add_argument(
-        "--processes", type=int, default=1, help="of one thread each; on a CPU, one per core (1)"
+        "--processes",
+        type=whole(1, 256),
+        default=1,
+        help="of one thread each; on a CPU, one per core (1)",
     )
 
     model = parser.add_argument_group("your own model and pairs")
@@ -140,15 +168,11 @@ def main(argv: list[str] | None = None) -> int:
             "--write: the page is about the bundled model's full set, not --quick, --model or "
             "--pairs"
         )
-    for name in ("count", "steps", "batch", "processes"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name}: {value} is less than 1")
     try:
         return run(given)
-    except (ModelError, PairsError, StoreError, RunError, ScorerError) as error:
+    except (ModelError, PairsError, StoreError, RunError, ScorerError, OutputError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, OutputError) else 1
 
 
 def sampling_of(given: argparse.Namespace) -> Sampling:
@@ -188,6 +212,7 @@ def run(given: argparse.Namespace) -> int:
     count = given.count or (QUICK_PAIRS if given.quick else FULL_PAIRS)
     ablated = given.ablated if given.ablated is not None else (0 if given.quick else ABLATED)
     folder = given.out or Path("runs/fidelity-quick" if given.quick else "runs/fidelity")
+    prepare_folder("--out", folder)
     store = Store(folder, description(given, sampling), given.fresh)
     prepare = partial(_worker, given, sampling)
     worker = prepare()
@@ -259,7 +284,9 @@ def _here(due: Iterable[Job], worker: Worker) -> Iterator[Done]:
 
 def _in_processes(due: list[Job], prepare: Any, processes: int) -> Iterator[Done]:
     context = torch.multiprocessing.get_context("spawn")
-    with context.Pool(processes, _prepare_process, (prepare,)) as pool:
+    with without_interrupts():
+        pool = context.Pool(processes, _prepare_process, (prepare,))
+    with pool:
         yield from pool.imap_unordered(_run_in_process, due)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from .command_line import interruptible, leave
+
 USAGE = """usage: python -m lib_ccn.playground COMMAND [options]
 
 commands:
@@ -20,34 +22,45 @@ def main(argv: list[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(USAGE)
         return 0
-    if command not in ("demo", "explain", "page"):
+    if command not in COMMANDS:
         print(f"{USAGE}\n\nerror: {command!r} is no command", file=sys.stderr)
         return 2
     try:
-        if command == "explain":
-            _quiet()
-            from . import explain
-
-            return explain.run(explain.parse(rest))
-        if command == "page":
-            from .page_options import parse as parse_page
-
-            page_options = parse_page(rest)
-            _quiet()
-            from .page_command import run as run_page
-
-            return run_page(page_options)
-        from .options import parse
-
-        options = parse(rest)  # first, as what follows takes seconds to import
-        _quiet()
-        from .demo import run
-
-        return run(options)
+        return interruptible(lambda: COMMANDS[command](rest))
     except ImportError as error:
         hint = 'pip install "sd-webui-cross-controlnet[demo]", or use run.py'
         print(f"error: the {command} needs more packages ({error}): {hint}", file=sys.stderr)
         return 1
+
+
+def _demo(rest: list[str]) -> int:
+    from .options import parse
+
+    options = parse(rest)  # first, as what follows takes seconds to import
+    _quiet()
+    from .demo import run
+
+    return run(options)
+
+
+def _explain(rest: list[str]) -> int:
+    _quiet()
+    from . import explain
+
+    return explain.run(explain.parse(rest))
+
+
+def _page(rest: list[str]) -> int:
+    from .page_options import parse
+
+    options = parse(rest)
+    _quiet()
+    from .page_command import run
+
+    return run(options)
+
+
+COMMANDS = {"demo": _demo, "explain": _explain, "page": _page}
 
 
 def _quiet() -> None:
@@ -57,4 +70,4 @@ def _quiet() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

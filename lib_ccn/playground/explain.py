@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..settings import Settings
+from .command_line import STEP_LIMIT, OutputError, Parser, prepare_folder, whole
 from .demo_model import ModelError, load_pipeline
-from .examples import bundled_examples
+from .examples import SCENES, bundled_examples
 from .explain_figures import draw_all
 from .options import BUNDLED_MASK_REDUCTION, proportional_start
 from .watch import Explanation
@@ -19,27 +20,28 @@ OUT = Path("docs/img")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python3 run.py explain", description="Draw the figures of docs/how-it-works.md."
+    parser = Parser(
+        prog="python3 run.py explain",
+        description="Draw the figures of docs/how-it-works.md.",
+        allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder (default: {OUT})")
-    parser.add_argument("--steps", type=int, default=20, help="of UniPC (default: 20)")
     parser.add_argument(
-        "--example", type=int, default=0, help="which of the demo's, from 0 (default: 0)"
+        "--steps", type=whole(4, STEP_LIMIT), default=20, help="of UniPC (default: 20)"
     )
-    given = parser.parse_args(argv)
-    if given.steps < 4:
-        parser.error(f"--steps: {given.steps} is less than 4")
-    return given
+    last = len(SCENES) - 1
+    parser.add_argument(
+        "--example",
+        type=whole(0, last),
+        default=0,
+        help=f"which of the demo's, 0 to {last} (default: 0)",
+    )
+    return parser.parse_args(argv)
 
 
 def run(given: argparse.Namespace) -> int:
     """Draw every figure; returns the exit status."""
-    examples = bundled_examples()
-    if not 0 <= given.example < len(examples):
-        print(f"error: --example: {given.example} is not 0 to {len(examples) - 1}", file=sys.stderr)
-        return 2
-    example = examples[given.example]
+    example = bundled_examples()[given.example]
     settings = Settings(
         foreground_word=example.word,
         start_step=proportional_start(given.steps),
@@ -47,12 +49,12 @@ def run(given: argparse.Namespace) -> int:
         strict=True,
     )
     try:
+        prepare_folder("--out", given.out)
         pipe = load_pipeline()
-    except ModelError as error:
+    except (OutputError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, OutputError) else 1
     work = Explanation(pipe, example, given.steps, given.steps // 4, settings)
-    given.out.mkdir(parents=True, exist_ok=True)
     for name, figure in draw_all(work).items():
         path = given.out / name
         figure.quantize(128).save(path, optimize=True)

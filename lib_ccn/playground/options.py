@@ -5,15 +5,29 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..families import FAMILIES
-from ..settings import Setting, Settings, SettingsError, fields
+from ..settings import VERSION, Setting, Settings, SettingsError, fields
+from ..showable import showable
+from .command_line import (
+    GUIDANCE_LIMIT,
+    SEED_LIMIT,
+    STEP_LIMIT,
+    OutputError,
+    Parser,
+    check_picture_name,
+    number,
+    refusal,
+    whole,
+)
 
 # The demo is about the method and shows its mask in a column, so these have nothing to say in it.
 _WITHOUT_OPTION = ("enabled", "show_mask", "strict")
+SIDE_LIMIT = 8192
 COLUMNS = ("foreground", "background", "sum", "mean", "max", "pix", "pix+channel", "full", "mask")
 BUNDLED_GUIDANCE, GUIDANCE = 3.0, FAMILIES["sd15"].guidance_scale
 STEPS = {"sd15": 20, "sdxl": 20, "flux": FAMILIES["flux"].steps}
@@ -107,7 +121,8 @@ def parse(argv: list[str] | None = None) -> Options:
         given.steps = STEPS[given.family]
     try:
         settings = _read_settings(given)
-    except (SettingsError, _UnreadableError) as error:
+        check_picture_name("--out", given.out)
+    except (SettingsError, OutputError, _UnreadableError) as error:
         parser.exit(2, f"error: {error}\n")
     bundled = given.model is None and given.family == "sd15"
     default_guidance = BUNDLED_GUIDANCE if bundled else FAMILIES[given.family].guidance_scale
@@ -141,7 +156,7 @@ def proportional_start(steps: int, family: str = "sd15") -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, with an option for every setting."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python3 run.py demo",
         usage="%(prog)s [options]",
         description=DESCRIPTION,
@@ -157,16 +172,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     sampling = parser.add_argument_group("sampling (UniPC; FLUX: flow-matching Euler)")
     sampling.add_argument(
-        "--seed", type=_at_least(0), default=0, help="the first picture's (default: 0)"
+        "--seed", type=whole(0, SEED_LIMIT), default=0, help="the first picture's (default: 0)"
     )
     sampling.add_argument(
         "--steps",
-        type=_at_least(1),
+        type=whole(1, STEP_LIMIT),
         help=f"default: {STEPS['sd15']}, FLUX {STEPS['flux']}",
     )
     sampling.add_argument(
         "--guidance-scale",
-        type=float,
+        type=number(0, GUIDANCE_LIMIT),
         metavar="CFG",
         help=f"default: {BUNDLED_GUIDANCE:g} with the bundled model, otherwise {GUIDANCE:g}; "
         f"FLUX {FAMILIES['flux'].guidance_scale:g}",
@@ -201,7 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--control-mode",
         action="append",
-        type=_at_least(0),
+        type=whole(0, 99),
         metavar="N",
         help="of a FLUX union ControlNet, once per --controlnet",
     )
@@ -279,10 +294,7 @@ def _read_settings(given: argparse.Namespace) -> Settings:
 def _value(setting: Setting, value: Any) -> Any:
     """The plain value of an option's text; what is no number stays text, for the error."""
     if setting.kind == "image":
-        try:
-            return base64.b64encode(Path(value).read_bytes()).decode()
-        except OSError as error:
-            raise _UnreadableError(f"the image {value} cannot be read: {error.strerror}") from error
+        return _read_mask(Path(value))
     if setting.kind in ("number", "integer", "unit"):
         try:
             return float(value)
@@ -291,38 +303,46 @@ def _value(setting: Setting, value: Any) -> Any:
     return value
 
 
-def _read_json(text: str) -> dict[str, Any]:
+def _read_mask(path: Path) -> str:
+    """The file as base64; it is decoded here too, since only here its name is known."""
+    from ..images import ImageError, read_picture  # imports torch, which takes seconds
+
     try:
-        content = text if text.lstrip().startswith("{") else Path(text).read_text("utf-8")
-        values = json.loads(content)
+        read_picture(path)
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise _UnreadableError(f"the image {path} cannot be read: {error.strerror}") from error
+    except ImageError as error:
+        raise _UnreadableError(f"the image {path} cannot be read: {error}") from error
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    """Settings by name: of JSON, of a file of it, or of a preset's file as the page saves it."""
+    try:
+        is_json = text.lstrip().startswith("{")
+        values = json.loads(text if is_json else Path(text).read_text("utf-8-sig"))
     except OSError as error:
         raise _UnreadableError(f"the settings {text} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _UnreadableError(f"the settings are no JSON: {error}") from error
+    version = {}
+    if isinstance(values, dict) and {"name", "settings"} <= values.keys():
+        version = {"version": values.get("version", VERSION)}
+        values = values["settings"]
     if not isinstance(values, dict):
         raise _UnreadableError("the settings must be a JSON object of names and values")
-    return values
-
-
-def _at_least(minimum: int) -> Any:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{value} is less than {minimum}")
-        return value
-
-    return whole_number
+    return {**values, **version}
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    try:
-        size = int(width), int(height or width)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor WxH") from None
-    if min(size) < 8 or size[0] % 8 or size[1] % 8:
-        raise argparse.ArgumentTypeError(f"{text!r} is not made of multiples of 8")
-    return size
+    allowed = f"multiples of 8 from 8 to {SIDE_LIMIT}"
+    match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text.strip().lower())
+    if match is None:
+        raise refusal(text, "is neither N nor WxH", allowed)
+    width, height = int(match[1]), int(match[2] or match[1])
+    if not all(8 <= side <= SIDE_LIMIT and side % 8 == 0 for side in (width, height)):
+        raise refusal(text, "cannot be made", allowed)
+    return width, height
 
 
 def _columns(text: str) -> tuple[str, ...]:
@@ -330,6 +350,6 @@ def _columns(text: str) -> tuple[str, ...]:
     wrong = [name for name in names if name not in COLUMNS]
     if wrong or not names:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(wrong) or 'nothing'}: choose among {', '.join(COLUMNS)}"
+            f"{showable(', '.join(wrong)) or 'nothing'}: choose among {', '.join(COLUMNS)}"
         )
     return names

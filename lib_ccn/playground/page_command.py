@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,10 @@ def run(options: PageOptions) -> int:
         print(f"error: port {ports} is taken: name another with --port", file=sys.stderr)
         return 1
     print(f"{url}  (stop with Ctrl-C)", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        made.block_thread()
+    try:
+        threading.Event().wait()
+    finally:
+        made.close(verbose=False)
     return 0
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .command_line import Parser, whole
+
 FIRST_PORT, PORTS = 7860, 100
 PRESETS = "playground-presets"
 
@@ -38,7 +40,7 @@ class PageOptions:
 
 def parse(argv: Sequence[str] | None = None) -> PageOptions:
     """Parse the command line; leaves with status 2 and a message where it is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python3 run.py playground",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -46,7 +48,9 @@ def parse(argv: Sequence[str] | None = None) -> PageOptions:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--port", type=_port, help=f"default: the first free one from {FIRST_PORT} on"
+        "--port",
+        type=whole(1024, 65535),
+        help=f"default: the first free one from {FIRST_PORT} on",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument(
@@ -89,10 +93,3 @@ def data_folder(variables: os._Environ[str] | dict[str, str], platform: str) -> 
     else:
         base = Path(variables.get("XDG_DATA_HOME") or home / ".local" / "share")
     return base / "cross-controlnet"
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 1024 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{value} is not 1024 to 65535")
-    return value
