@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ def put_in_front(
         return ours(own, *args, **kwargs) if inside else own(*args, **kwargs)
 
     instead.is_cross_controlnet = True  # type: ignore[attr-defined]
+    instead.owner, instead.previous = weakref.ref(owner), previous  # type: ignore[attr-defined]
     owner.__dict__[name] = instead
 
     def undo() -> None:
@@ -49,3 +51,16 @@ def put_in_front(
 def is_in_front(owner: Any, name: str) -> bool:
     """Whether `owner.name(...)` calls a function of ours first."""
     return bool(getattr(getattr(owner, name, None), "is_cross_controlnet", False))
+
+
+def free_copy(owner: Any, name: str) -> None:
+    """Take from a copied object what was put in front of the original's method.
+
+    A copy has the original's attributes; with ours among them it would call the original.
+    """
+    found = owner.__dict__.get(name)
+    original = getattr(found, "owner", None)
+    if isinstance(original, weakref.ref) and original() is not owner:
+        del owner.__dict__[name]
+        if found.previous is not None:
+            owner.__dict__[name] = found.previous

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..hosts import a1111, forge
-from ..hosts.in_front import put_in_front
+from ..hosts.in_front import free_copy, put_in_front
 from ..hosts.sampling import Sampling
 from ..images import decode_mask
 from ..settings import Settings, SettingsError, fields, page_message
@@ -51,6 +51,7 @@ class Generations:
 
     def before_process(self, p: Any) -> None:
         """A generation is about to be prepared. One that broke without a word is ended here."""
+        free_copy(p, "sample")
         if not _is_inner(p):
             self._end_of(p)
             broken = [running for running in self._running if running.broken]

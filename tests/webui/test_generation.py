@@ -1,5 +1,6 @@
 """The way of a generation through the script's callbacks, in a WebUI of a few lines."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -321,6 +322,22 @@ class TestGenerationsInside:
         assert len(host.samplings) == 2
         generate(P(generations), a_request())
         assert generations._running == []
+
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_a_copy_of_the_outer_one_samples_itself(self, host, wanted):
+        """Also with the method switched off in it."""
+        generations = Generations()
+        outer = P(generations)
+        sampled = []
+
+        def inside():
+            inner = copy.copy(outer)
+            inner.run = lambda: sampled.append("inner")
+            generate(inner, a_request() if wanted else Request(Settings()))
+
+        outer.run = lambda: sampled.append("outer")
+        self.generate(outer, inside)
+        assert sampled == ["outer", "inner"] * 2
 
     def test_those_that_broke_without_a_word_do_not_pile_up(self, host):
         generations = Generations()
