@@ -18,8 +18,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="run.py hosttest",
         description="Try the extension in a WebUI that is installed on this machine: Forge, "
-        "Forge Neo, reForge, Forge Classic, or AUTOMATIC1111 with sd-webui-controlnet. The WebUI runs on the "
-        "CPU with random weights (4.5 GB, made once) and a data folder below runs/hosttest/; "
+        "Forge Neo, reForge, Forge Classic, or AUTOMATIC1111 with sd-webui-controlnet. It runs on "
+        "the CPU with random weights (4.5 GB, made once) and a data folder below runs/hosttest/; "
         "nothing in its own folder is changed. Needs 12 GB of free memory.",
     )
     made.add_argument("--webui", required=True, metavar="DIR", help="where its launch.py lies")

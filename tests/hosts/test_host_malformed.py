@@ -48,6 +48,10 @@ def shown(arguments):
         ({"foreground_unit": 7}, ("foreground_unit", "7")),
         ({"mask_source": "image"}, ("mask_image",)),
         ({"preset": "no such preset"}, ("preset", "no such preset")),
+        # What no text of a picture can hold, and what a terminal obeys.
+        ({"\ud800x": 1}, (r"\ud800x",)),
+        ({"foreground_word": "\udfff"}, ("foreground_word", r"\udfff")),
+        ({"\x1b[31mred": 1}, (r"\x1b[31mred",)),
     ],
 )
 class TestReason:
@@ -69,8 +73,18 @@ class TestReason:
 
 def test_strict_with_good_settings_makes_the_picture(host, short):
     body, _ = short
-    plain = host.generate(using(body, EVERYWHERE))
-    assert same(plain, host.generate(using(body, {**EVERYWHERE, "strict": True})))
+    good = {**EVERYWHERE, "start_step": 0}
+    plain = host.generate(using(body, good))
+    assert same(plain, host.generate(using(body, {**good, "strict": True})))
+
+
+def test_strict_refuses_an_injection_that_never_begins(host, short):
+    body, _ = short
+    late = {**EVERYWHERE, "start_step": body["steps"]}
+    assert "start step" in host.generate(using(body, late)).note
+    with pytest.raises(HttpError, match="nothing was injected") as caught:
+        host.generate(using(body, {**late, "strict": True}), errors=True)
+    assert caught.value.status == 422
 
 
 def test_word_that_is_not_in_the_prompt_is_named(host, short):
