@@ -3,7 +3,6 @@
 import copy
 import gc
 import pickle
-import threading
 import weakref
 
 import pytest
@@ -273,79 +272,6 @@ def test_a_pipeline_that_makes_two_passes_in_one_call():
     with cross_controlnet(once, FULL):
         twice = generate(once, latents=latents)
     assert torch.equal(fused(pipe), twice), "the second pass counts its own steps"
-
-
-# Threads
-
-
-def at_once(*calls):
-    """Run calls that each begin when all have, and go step by step; their results in order."""
-    steps = threading.Barrier(len(calls), timeout=60)
-    results = [None] * len(calls)
-
-    def step(*_):
-        steps.wait()
-        return {}
-
-    def work(number, call):
-        try:
-            results[number] = call(step)
-        except BaseException as error:
-            steps.abort()
-            results[number] = error
-
-    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(
-            result, threading.BrokenBarrierError
-        ):
-            raise result
-    return results
-
-
-def test_pipelines_in_threads_over_the_same_networks(pipe):
-    """Two blocks and a plain pipeline, in step with each other."""
-    pipes = [pipe, sibling_of(pipe), sibling_of(pipe)]
-    arguments = [
-        {"seed": 1},
-        {"prompt": "a star over blue water", "seed": 2, "image": conditions()[::-1]},
-        {"prompt": OTHER, "seed": 3, "guidance_scale": 1.0},
-    ]
-    settings = [FULL, {**FULL, "start_step": 0, "mask_source": "all"}, None]
-
-    def make(number, step=None):
-        call = {**arguments[number], "callback_on_step_end": step}
-        if settings[number] is None:
-            return generate(pipes[number], **call)
-        with cross_controlnet(pipes[number], settings[number]) as control:
-            made = generate(pipes[number], **call)
-        assert control.session is not None, control.summary()
-        assert control.session.error is None
-        assert control.session.injected > 0
-        return made
-
-    alone = [make(number) for number in range(3)]
-    before = state(pipe)
-    for _ in range(5):
-        made = at_once(*(lambda step, n=number: make(n, step) for number in range(3)))
-        for ours, wanted in zip(made, alone, strict=True):
-            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
-        assert state(pipe) == before
-
-
-def test_one_pipeline_in_two_threads(pipe):
-    """Its DDIM scheduler can be shared by calls of equally many steps."""
-    alone = [fused(pipe, seed=seed) for seed in (1, 2)]
-    with cross_controlnet(pipe, FULL):
-        made = at_once(
-            *(lambda step, s=s: generate(pipe, seed=s, callback_on_step_end=step) for s in (1, 2))
-        )
-    for ours, wanted in zip(made, alone, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_same_pipeline_is_refused_a_second_block(pipe):
