@@ -94,13 +94,15 @@
         return number && Number(number[1]);
     }
 
-    // When a unit is active, of its two sliders or its one of two ends.
+    // When a unit is active, of its two sliders or its one of two ends, the later of which Forge's
+    // shows first.
     function rangeOf(app, id) {
         const [start, end] = ["start_control_step_slider", "ending_control_step_slider"]
             .map((name) => numberOf(app, `${id}_${name}`));
         if (start !== null && end !== null) return [start, end];
         const ends = app.querySelectorAll(`#${id}_control_step_slider input[type=number]`);
-        return ends.length === 2 ? [...ends].map((field) => Number(field.value)) : [0, 1];
+        if (ends.length !== 2) return [0, 1];
+        return [...ends].map((field) => Number(field.value)).sort((a, b) => a - b);
     }
 
     // The ControlNet units of a tab that take part: {number, range}; null on an unknown page.

@@ -302,6 +302,8 @@ def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tenso
         return torch.tensor(math.log(100), dtype=torch.float16)
     if len(shape) == 1:
         fill = 1.0 if name.endswith(".weight") else 0.0
+        if name.endswith(("final_layer_norm.bias", "ln_final.bias")):
+            fill = 0.1  # the WebUIs divide by the mean of a weighted prompt's embedding
         return torch.full(shape, fill, dtype=torch.float16)
     if "zero_convs" in name or "middle_block_out" in name:
         std = ZERO_CONV_STD

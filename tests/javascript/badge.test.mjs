@@ -35,7 +35,8 @@ const unit = (number, { on = true, weight = 1, model = "canny [1]", range = [0, 
     const id = `txt2img_controlnet_ControlNet-${number}_controlnet`;
     const ends = slim
         ? [make("div", { id: `${id}_control_step_slider` },
-            ...range.map((end) => make("input", { type: "number", value: String(end) })))]
+            // gradio_rangeslider has the later end first.
+            ...[...range].reverse().map((end) => make("input", { type: "number", value: String(end) })))]
         : [slider(`${id}_start_control_step_slider`, range[0]), slider(`${id}_ending_control_step_slider`, range[1])];
     return make("div", {}, checkbox(`${id}_enable_checkbox`, on, { class: "cnet-unit-enabled" }),
         dropdown(`${id}_model_dropdown`, model), slider(`${id}_control_weight_slider`, weight), ...ends);
