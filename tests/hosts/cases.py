@@ -139,7 +139,7 @@ def hires(requests: Requests, **changes: Any) -> Json:
     more = {
         "enable_hr": True,
         "hr_scale": 2,
-        "hr_upscaler": "Latent",
+        "hr_upscaler": requests.client.upscaler(),
         "hr_second_pass_steps": 2,
         "denoising_strength": 0.7,
         "hr_additional_modules": ["Use same choices"],

@@ -72,6 +72,7 @@ class Client:
     def __init__(self, url: str) -> None:
         self.url = url
         self._models: list[str] = []
+        self._upscaler = ""
 
     def call(self, path: str, body: Any = None, seconds: float = GENERATION_SECONDS) -> Any:
         """GET, or POST when there is a body; the JSON answer. Raises HttpError."""
@@ -97,6 +98,13 @@ class Client:
         if not self._models:
             self._models = self.call("/controlnet/model_list")["model_list"]
         return next(name for name in self._models if name.split(" ")[0] == stem)
+
+    def upscaler(self) -> str:
+        """What the hires pass begins from: the latents where the host can enlarge those."""
+        if not self._upscaler:
+            modes = [mode["name"] for mode in self.call("/sdapi/v1/latent-upscale-modes")]
+            self._upscaler = "Latent" if "Latent" in modes else "Lanczos"
+        return self._upscaler
 
     def pasted(self, infotext: str) -> Json:
         """What the host reads out of a picture's infotext."""
