@@ -103,7 +103,8 @@ class Client:
         """What the hires pass begins from: the latents where the host can enlarge those."""
         if not self._upscaler:
             modes = [mode["name"] for mode in self.call("/sdapi/v1/latent-upscale-modes")]
-            self._upscaler = "Latent" if "Latent" in modes else "Lanczos"
+            # "None" enlarges too, by Pillow's own means.
+            self._upscaler = "Latent" if "Latent" in modes else "None"
         return self._upscaler
 
     def pasted(self, infotext: str) -> Json:
