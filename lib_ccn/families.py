@@ -51,11 +51,6 @@ class Family:
                 raise SettingsError(name, getattr(settings, name), allowed)
         return settings
 
-    def start_step(self, steps: int) -> int:
-        """The paper's start step in proportion to a number of steps."""
-        start = self.defaults.get("start_step", fields()["start_step"].default)
-        return round(steps * start / self.steps)
-
 
 FAMILIES = {
     "sd15": Family("Stable Diffusion 1.5"),
@@ -65,7 +60,7 @@ FAMILIES = {
         "FLUX.1",
         steps=28,
         guidance_scale=3.5,
-        defaults={"delta": 0.5, "start_step": 3, "mask_source": "all"},
+        defaults={"delta": 0.5, "mask_source": "all"},
         fixed={"mask_reduction": "FLUX attends at one resolution only, that of its image tokens"},
     ),
 }

@@ -33,7 +33,7 @@ class WordMask:
 
     Args:
         settings: `foreground_word` ("" chooses one), `mask_threshold`, `mask_reduction`,
-            `start_step`.
+            `start_step`, a number.
         recorder: of the backbone's attention to the prompt.
         prompts: one per picture, or one for all, or none where the host does not know them.
         encode: token ids of a text, without special tokens.
@@ -152,7 +152,7 @@ class WordMask:
                 self.note(self._why_unread(unread))
             return None
         self._found = True
-        final = step >= self.settings.start_step
+        final = step >= self.settings.injection_start
         usable = torch.zeros(len(maps), dtype=torch.bool)
         heat = torch.zeros(len(maps), *maps.shape[-2:])
         for index in range(len(self.prompts)):

@@ -94,7 +94,7 @@ class Outcome:
         return found
 
     def _why_not_injected(self) -> str:
-        start = self.settings.start_step
+        start = self.settings.injection_start
         label = fields()["start_step"].label.lower()
         if max(self.steps) < start:
             return f"the {label} is {start}, and the sampler made {_steps(self.steps)}"

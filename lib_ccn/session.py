@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_PAPERS_STEPS = 50
+
 
 class Session:
     """One generation with two or more ControlNets.
@@ -55,6 +57,7 @@ class Session:
         prompts: one per picture, or a single one for all; may be empty when unknown.
         encode: token ids of a text without special tokens, to find the foreground word.
         mask_image: bool [1 or pictures, H, W] for the mask source "image".
+        steps: of the sampler, for an automatic start step; None counts as the paper's 50.
 
     Attributes:
         notes: what the user is to be told.
@@ -76,9 +79,11 @@ class Session:
         prompts: Sequence[TokenizedPrompt] = (),
         encode: Callable[[str], list[int]] | None = None,
         mask_image: Tensor | None = None,
+        steps: int | None = None,
     ) -> None:
         if settings.mask_source == "image" and settings.inject and mask_image is None:
             raise SettingsError("mask_image", None, "an image, as mask_source is 'image'")
+        settings = settings.at_steps(_PAPERS_STEPS if steps is None else steps)
         self.settings = settings
         self.units = list(units)
         self.notes: list[str] = []
@@ -386,7 +391,7 @@ class Session:
         if call.prompts is not None:
             self._word.change_prompts(call.prompts)
         # The mask of step t is read at step t - 1: nothing is read before that is of use.
-        due = self.settings.show_mask or call.step + 1 >= self.settings.start_step
+        due = self.settings.show_mask or call.step + 1 >= self.settings.injection_start
         self._word.begin_call(call, due)
 
     def _renew_mask(self, call: Call) -> None:
@@ -435,7 +440,7 @@ class Session:
             and self._call is not None
             and not self._tiled
             and self.settings.inject
-            and self._call.step >= self.settings.start_step
+            and self._call.step >= self.settings.injection_start
             and self._has_mask
             and len({unit for unit in self._active if unit.eligible}) > 1
         )

@@ -42,11 +42,12 @@ class SettingsError(ValueError):
 class Setting:
     """What is known about one setting; held in the metadata of its field of `Settings`.
 
-    `minimum`, `maximum` and `step` belong to the kinds "number", "integer" and "unit", `choices`
-    to "choice", `maximum` to "text" too (characters).
+    `minimum`, `maximum` and `step` belong to the kinds "number", "integer", "step" and "unit",
+    `choices` to "choice", `maximum` to "text" too (characters). A "step" is one of the sampler's, a
+    "unit" one of the host's; either may be "auto".
     """
 
-    kind: Literal["flag", "number", "integer", "choice", "unit", "text", "image"]
+    kind: Literal["flag", "number", "integer", "choice", "step", "unit", "text", "image"]
     default: Any
     label: str
     help: str
@@ -64,6 +65,7 @@ class Setting:
             "number": f"a number from {self.minimum} to {self.maximum}",
             "integer": f"a whole number from {self.minimum} to {self.maximum}",
             "choice": "one of " + ", ".join(map(repr, self.choices)),
+            "step": f"'auto' or a whole number from {self.minimum} to {self.maximum}",
             "unit": f"'auto' or a unit's number from {self.minimum} to {self.maximum}",
             "text": f"visible text of at most {self.maximum} characters",
             "image": "an image as base64, with or without a data: URL prefix, or null",
@@ -87,7 +89,7 @@ class Setting:
             return ""
         if self.kind == "flag" and value.strip().lower() in ("true", "false"):
             return " (true or false is wanted here, not text)"
-        if self.kind in ("number", "integer", "unit") and _is_number(value):
+        if self.kind in ("number", "integer", "step", "unit") and _is_number(value):
             return " (a number is wanted here, not text)"
         return ""
 
@@ -113,10 +115,12 @@ class Setting:
             return False, None
         return True, self.choices[self.choices.index(value)]
 
-    def _unit(self, value: Any) -> tuple[bool, Any]:
+    def _step(self, value: Any) -> tuple[bool, Any]:
         if isinstance(value, str) and value == "auto":
             return True, "auto"
         return self._integer(value)
+
+    _unit = _step
 
     def _text(self, value: Any) -> tuple[bool, Any]:
         if not isinstance(value, str):
@@ -161,7 +165,7 @@ class Setting:
                 read = {"true": True, "false": False}.get(value.strip().lower(), value)
             elif self.kind == "text":
                 read = unquote(value)
-            elif self.kind in ("number", "integer", "unit") and value != "auto":
+            elif self.kind in ("number", "integer", "step", "unit") and value != "auto":
                 try:
                     read = float(value)
                 except ValueError:
@@ -176,6 +180,7 @@ class Setting:
             "number": {"type": "number", **bounds},
             "integer": {"type": "integer", **bounds},
             "choice": {"type": "string", "enum": list(self.choices)},
+            "step": {"anyOf": [{"const": "auto"}, {"type": "integer", **bounds}]},
             "unit": {"anyOf": [{"const": "auto"}, {"type": "integer", **bounds}]},
             "text": {"type": "string", "maxLength": self.maximum},
             "image": {"type": ["string", "null"], "contentEncoding": "base64"},

@@ -24,11 +24,15 @@ __all__ = [
     "Settings",
     "SettingsError",
     "fields",
+    "infotext_of",
     "json_schema",
     "page_message",
 ]
 
-VERSION = 1
+VERSION = 2
+# Defaults that were others before: what settings of version 1, and pictures' texts that do not
+# write them, mean by leaving them out.
+_FORMER = {"start_step": 5}
 WORD_LIMIT = 200
 UNIT_LIMIT = 99
 NAME_LIMIT = 60
@@ -77,12 +81,13 @@ class Settings:
         "CCN injection",
         "Let the background units look at the foreground unit's keys and values.",
     )
-    start_step: int = _setting(
-        "integer",
-        5,
+    start_step: int | str = _setting(
+        "step",
+        "auto",
         "Injection start step",
         "CCN start step",
-        "First sampling step with KV-Injection, counted from 0.",
+        "First sampling step with KV-Injection, counted from 0; 'auto' is after a tenth of the "
+        "steps (the paper: 5 of 50).",
         maximum=150,
     )
     start_layer: int = _setting(
@@ -180,9 +185,9 @@ class Settings:
     def from_dict(cls, mapping: Mapping[str, Any]) -> Settings:
         """Build settings from plain values, as in JSON; what is missing takes its default.
 
-        "version" may be missing. A newer version than this one loads what is known here and
-        ignores other names with a warning; otherwise an unknown name raises SettingsError, as
-        does any refused value.
+        "version" may be missing; settings of an older one mean what they meant then. A newer
+        version than this one loads what is known here and ignores other names with a warning;
+        otherwise an unknown name raises SettingsError, as does any refused value.
         """
         if not isinstance(mapping, Mapping):
             raise SettingsError("settings", mapping, "a mapping of names to values")
@@ -194,7 +199,7 @@ class Settings:
             values = {name: values[name] for name in values if name in _FIELDS}
         else:
             _check_names(values)
-        return cls(**values)
+        return cls(**({**_FORMER, **values} if version < 2 else values))
 
     @classmethod
     def from_readable(cls, mapping: Mapping[str, Any]) -> tuple[Settings, list[SettingsError]]:
@@ -209,7 +214,8 @@ class Settings:
                 return cls.from_dict(left), errors
             except SettingsError as error:
                 errors.append(error)
-                left = {k: left[k] for k in _FIELDS if k in left and k != error.field}
+                known = ("version", *_FIELDS)
+                left = {k: left[k] for k in known if k in left and k != error.field}
 
     def to_dict(self, only_changed: bool = False) -> dict[str, Any]:
         """Return plain values for JSON, with "version"; `only_changed` leaves out defaults."""
@@ -226,11 +232,13 @@ class Settings:
     def to_infotext(self) -> dict[str, str]:
         """Return infotext names and texts of what is not default; nothing when not enabled.
 
-        `mask_image` is noted as a short hash of its bytes, for the reader only.
+        A setting whose default was another once is always written. `mask_image` is noted as a
+        short hash of its bytes, for the reader only.
         """
         if not self.enabled:
             return {}
-        changed = {k: v for k, v in self.to_dict(only_changed=True).items() if k in _FIELDS}
+        written = {*self.to_dict(only_changed=True), *_FORMER}
+        changed = {name: getattr(self, name) for name in _FIELDS if name in written}
         return {_FIELDS[k].infotext: _FIELDS[k].to_infotext(v) for k, v in changed.items()}
 
     @classmethod
@@ -240,10 +248,22 @@ class Settings:
         Other names and None are ignored; what is missing takes its default, so a picture made
         without the method gives `Settings()`. Raises SettingsError for an unreadable value.
         """
-        given = {k: (s, mapping.get(s.infotext)) for k, s in _FIELDS.items() if s.kind != "image"}
-        return cls(
-            **{k: s.from_infotext(k, text) for k, (s, text) in given.items() if text is not None}
-        )
+        texts = infotext_of(mapping)
+        return cls(**{name: _FIELDS[name].from_infotext(name, texts[name]) for name in texts})
+
+    @property
+    def injection_start(self) -> int:
+        """`start_step`, once it is a number; see `at_steps`."""
+        assert isinstance(self.start_step, int)
+        return self.start_step
+
+    def at_steps(self, steps: int) -> Settings:
+        """Return these settings for a sampler of so many steps: an automatic start is a number.
+
+        It is a tenth of them, rounded, as the paper's 5 is of 50.
+        """
+        start = int(steps / 10 + 0.5) if self.start_step == "auto" else self.start_step
+        return self.replace(start_step=start)
 
     @property
     def reads_word(self) -> bool:
@@ -272,6 +292,17 @@ _VERSION = Setting("integer", VERSION, "Version", "Version of these settings.", 
 def fields() -> dict[str, Setting]:
     """Return every setting by name, in the order of the page."""
     return dict(_FIELDS)
+
+
+def infotext_of(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return each setting's text in pasted infotext, by its name, except `mask_image`'s.
+
+    Texts of the time when a default was another have that one.
+    """
+    texts = {k: mapping.get(s.infotext) for k, s in _FIELDS.items() if s.kind != "image"}
+    former = _FORMER if texts["enabled"] is not None else {}
+    given = {name: text for name, text in texts.items() if text is not None}
+    return {**{name: str(value) for name, value in former.items()}, **given}
 
 
 def json_schema() -> dict[str, Any]:

@@ -107,7 +107,13 @@ class StepClock:
     @property
     def step(self) -> int:
         """The current step, from 0."""
-        calls = self.calls
+        return self._step_of(self.calls)
+
+    def steps_in(self, calls: int) -> int:
+        """How many steps so many calls make, the last one perhaps not whole."""
+        return self._step_of(calls - 1) + 1 if calls else 0
+
+    def _step_of(self, calls: int) -> int:
         for step, needed in enumerate(self.first):
             if calls < needed:
                 return step

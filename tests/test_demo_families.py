@@ -86,10 +86,10 @@ def test_options_of_a_family():
     flux = parse(["--family", "flux"])
     assert (flux.steps, flux.guidance_scale) == (28, 3.5)
     assert flux.settings.to_dict(only_changed=True) == {
-        "version": 1, "enabled": True, "delta": 0.5, "start_step": 3, "mask_source": "all"
+        "version": 2, "enabled": True, "delta": 0.5, "start_step": 3, "mask_source": "all"
     }  # fmt: skip
     assert parse(["--family", "flux", "--steps", "14", "--delta", "0.6"]).settings.delta == 0.6
-    assert parse(["--family", "flux", "--steps", "14"]).settings.start_step == 2
+    assert parse(["--family", "flux", "--steps", "14"]).settings.start_step == 1
     sdxl = parse(["--family", "sdxl"])
     assert (sdxl.steps, sdxl.guidance_scale) == (20, 7.5)
     assert sdxl.settings == Settings(enabled=True, start_step=2)
@@ -133,4 +133,5 @@ def test_settings_of_a_family():
     with pytest.raises(SettingsError, match="settings"):
         flux.settings("delta")
     assert FAMILIES["sdxl"].settings(None) == Settings()
-    assert [FAMILIES[name].start_step(50) for name in FAMILIES] == [5, 5, 5]
+    starts = [f.settings(None).at_steps(f.steps).start_step for f in FAMILIES.values()]
+    assert starts == [5, 5, 3], "as in the paper"

@@ -66,6 +66,29 @@ def test_every_scheduler_counts_its_own_steps(name, changes, monkeypatch):
     assert all(injects == (step >= 3) for step, injects in seen)
 
 
+@pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
+@pytest.mark.parametrize("count", [5, 20])
+def test_every_schedulers_steps_are_known_before_they_are_made(name, changes, count):
+    chosen = scheduler(name, changes, tiny_pipeline())
+    chosen.set_timesteps(count)
+    assert clock_of(chosen).steps_in(len(chosen.timesteps)) == count
+    assert clock_of(chosen).steps_in(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "start"),
+    [({}, 12, 1), ({"start_step": "auto"}, 15, 2), ({"start_step": 3}, 12, 3)],
+)
+def test_injection_starts_after_a_tenth_unless_told(settings, steps, start, monkeypatch):
+    pipe = tiny_pipeline()
+    given = {"mask_source": "all", **settings}
+    with cross_controlnet(pipe, given) as control:
+        generate(pipe, num_inference_steps=steps)
+    assert control.session.settings.start_step == start
+    assert sorted(control.session.outcome.injected) == list(range(start, steps))
+    assert control.settings.start_step == settings.get("start_step", "auto"), "the user's stays"
+
+
 @pytest.mark.parametrize("count", [4, 5, 9, 20])
 @pytest.mark.parametrize("skip", [True, False])
 def test_pndm_makes_as_many_steps_as_were_asked_for(count, skip):

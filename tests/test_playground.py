@@ -110,7 +110,7 @@ class TestStart:
         store = PresetStore(tmp_path / "new")
         name = starting_preset(store, bundled=True, steps=20)
         values = store.load(name)
-        assert (values["start_step"], values["mask_reduction"]) == (2, 2)
+        assert (values["start_step"], values["mask_reduction"]) == ("auto", 2)
 
     def test_a_preset_changed_by_the_user_stays(self, tmp_path):
         store = PresetStore(tmp_path)

@@ -33,6 +33,7 @@ VALUES = {
     "number": lambda s: st.floats(s.minimum, s.maximum),
     "integer": lambda s: st.integers(s.minimum, s.maximum),
     "choice": lambda s: st.sampled_from(s.choices),
+    "step": lambda s: st.just("auto") | st.integers(s.minimum, s.maximum),
     "unit": lambda s: st.just("auto") | st.integers(s.minimum, s.maximum),
     "text": lambda s: WORDS,
     "image": lambda s: (
@@ -91,7 +92,7 @@ def test_names_and_defaults_are_the_published_ones():
         "fusion": "pix+channel",
         "delta": 0.7,
         "inject": True,
-        "start_step": 5,
+        "start_step": "auto",
         "start_layer": 0,
         "foreground_unit": "auto",
         "background_unit": "auto",
@@ -235,9 +236,9 @@ def test_what_is_no_mapping_is_refused(mapping):
 
 
 def test_any_mapping_will_do_and_is_left_alone():
-    values = {"version": 1, "delta": 0.5}
+    values = {"version": VERSION, "delta": 0.5}
     assert Settings.from_dict(MappingProxyType(values)) == Settings(delta=0.5)
-    assert values == {"version": 1, "delta": 0.5}
+    assert values == {"version": VERSION, "delta": 0.5}
 
 
 def test_presets_of_other_versions(caplog):
@@ -302,6 +303,7 @@ def test_infotext_of_a_typical_picture():
         "CCN enabled": "True",
         "CCN delta": "0.65",
         "CCN injection": "False",
+        "CCN start step": "auto",
         "CCN foreground word": "red star",
     }
 
@@ -409,7 +411,41 @@ def test_json_schema_describes_every_setting():
         assert properties[name]["description"] == setting.help
     delta = properties["delta"]
     assert (delta["type"], delta["minimum"], delta["maximum"]) == ("number", 0, 1)
-    assert properties["start_step"]["type"] == "integer"
+    assert properties["start_step"]["anyOf"][0] == {"const": "auto"}
+    assert properties["start_step"]["anyOf"][1]["maximum"] == 150
     assert properties["fusion"]["enum"] == list(fields()["fusion"].choices)
     assert properties["mask_image"]["type"] == ["string", "null"]
     assert {"const": "auto"} in properties["foreground_unit"]["anyOf"]
+
+
+class TestAutomaticStart:
+    """A tenth of the steps; what was saved when the default was 5 keeps its meaning."""
+
+    @pytest.mark.parametrize(
+        ("steps", "start"), [(1, 0), (4, 0), (5, 1), (10, 1), (20, 2), (25, 3), (28, 3), (50, 5)]
+    )
+    def test_is_a_tenth(self, steps, start):
+        assert Settings().at_steps(steps).start_step == start
+
+    @pytest.mark.parametrize("start", [0, 5, 150])
+    def test_a_number_is_that_step(self, start):
+        settings = Settings(start_step=start)
+        assert settings.at_steps(20) == settings
+
+    def test_old_settings_without_it_mean_5(self):
+        assert Settings.from_dict({"version": 1, "delta": 0.4}).start_step == 5
+        assert Settings.from_dict({"version": 1, "start_step": 2}).start_step == 2
+        assert Settings.from_dict({"delta": 0.4}).start_step == "auto"
+
+    def test_old_pictures_without_it_mean_5(self):
+        assert Settings.from_infotext({"CCN enabled": "True"}).start_step == 5
+        assert (
+            Settings.from_infotext({"CCN enabled": "True", "CCN start step": "7"}).start_step == 7
+        )
+        assert Settings.from_infotext({}) == Settings()
+
+    def test_new_pictures_always_say_it(self):
+        for start in ("auto", 5, 9):
+            text = Settings(enabled=True, start_step=start).to_infotext()
+            assert text["CCN start step"] == str(start)
+            assert Settings.from_infotext(text).start_step == start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib_ccn.settings import Settings, SettingsError, fields, page_message
+from lib_ccn.settings import VERSION, Settings, SettingsError, fields, page_message
 from lib_ccn.showable import has_hidden
 
 OUTSIDE = {
@@ -17,7 +17,7 @@ OUTSIDE = {
     "invisible": "de\u200blta\ufeff",
     "long": "\x1b" * 10**6,
 }
-NUMBERS = [name for name, s in fields().items() if s.kind in ("number", "integer", "unit")]
+NUMBERS = [name for name, s in fields().items() if s.kind in ("number", "integer", "step", "unit")]
 FLAGS = [name for name, s in fields().items() if s.kind == "flag"]
 
 
@@ -169,7 +169,13 @@ class TestReadable:
         assert len(errors) == 1
 
     def test_a_newer_version_warns_once(self, caplog):
-        given = {"version": 2, "wavelets": 1, "delta": 9, "start_step": -1, "fusion": "max"}
+        given = {
+            "version": VERSION + 1,
+            "wavelets": 1,
+            "delta": 9,
+            "start_step": -1,
+            "fusion": "max",
+        }
         settings, errors = Settings.from_readable(given)
         assert settings == Settings(fusion="max")
         assert len(errors) == 2

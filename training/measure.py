@@ -23,7 +23,6 @@ from lib_ccn.playground.demo_model import (
     with_one_controlnet,
     without_controlnets,
 )
-from lib_ccn.playground.options import proportional_start
 from lib_ccn.playground.scenes import Scenes
 from lib_ccn.settings import Settings
 from training.gates import Kind
@@ -93,8 +92,7 @@ class Bench:
             pipe = with_one_controlnet(pipe, int(kind.conditions != ("outline",)))
         method: Any = nullcontext()
         if kind.settings is not None:
-            defaults = {"inject": False, "start_step": proportional_start(self.steps)}
-            settings = Settings.from_dict(defaults | kind.settings)
+            settings = Settings.from_dict({"inject": False, **kind.settings})
             if _reads_word(kind):
                 settings = settings.replace(foreground_word=self.scenes.shape[numbers[0]])
             method = cross_controlnet(pipe, settings)

@@ -78,6 +78,13 @@ class Sampling:
         return int(getattr(denoiser, "step", 0))
 
     @property
+    def steps(self) -> int | None:
+        """How many steps the sampler makes; None where the host does not say."""
+        denoiser = getattr(getattr(self.p, "sampler", None), "model_wrap_cfg", None)
+        calls = getattr(denoiser, "total_steps", None)
+        return None if calls is None else int(calls) // self.order
+
+    @property
     def order(self) -> int:
         """Denoiser calls in one step of this sampler."""
         config = getattr(getattr(self.p, "sampler", None), "config", None)
@@ -108,7 +115,7 @@ class Sampling:
         missing, partly = self._missing_word(), self._partly_missing_word()
         prompts = [prompt for _part, prompt in self._prompts_now()]
         encode = None if tokenizer is None else tokenizer.encode
-        session = Session(settings, unet, units, prompts, encode, self.mask_image)
+        session = Session(settings, unet, units, prompts, encode, self.mask_image, self.steps)
         for text in [*notes, missing, partly, self._unread]:
             if text is not None:
                 session.note(text)

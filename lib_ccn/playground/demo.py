@@ -75,10 +75,10 @@ def run(options: Options) -> int:
         return 2 if isinstance(error, (SettingsError, OutputError)) else 1
     settings, family = options.settings, FAMILIES[options.family]
     if settings.inject and "full" in results:
+        paper = Settings().at_steps(family.steps).start_step
         print(
             f"KV-Injection from step {settings.start_step} of {options.steps} "
-            f"(the paper: {family.start_step(family.steps)} of {family.steps}); full method: "
-            + results["full"].summary
+            f"(the paper: {paper} of {family.steps}); full method: " + results["full"].summary
         )
     print(f"{options.out}  ({time.monotonic() - began:.0f} s)")
     return 0

@@ -12,7 +12,7 @@ from .command_line import STEP_LIMIT, OutputError, Parser, prepare_folder, whole
 from .demo_model import ModelError, load_pipeline
 from .examples import SCENES, bundled_examples
 from .explain_figures import draw_all
-from .options import BUNDLED_MASK_REDUCTION, proportional_start
+from .options import BUNDLED_MASK_REDUCTION
 from .watch import Explanation
 
 OUT = Path("docs/img")
@@ -44,10 +44,9 @@ def run(given: argparse.Namespace) -> int:
     example = bundled_examples()[given.example]
     settings = Settings(
         foreground_word=example.word,
-        start_step=proportional_start(given.steps),
         mask_reduction=BUNDLED_MASK_REDUCTION,
         strict=True,
-    )
+    ).at_steps(given.steps)
     try:
         prepare_folder("--out", given.out)
         pipe = load_pipeline()

@@ -146,14 +146,6 @@ def parse(argv: list[str] | None = None) -> Options:
     )
 
 
-def proportional_start(steps: int, family: str = "sd15") -> int:
-    """Where injection begins when nobody says it: the paper's step 5 of 50, in proportion.
-
-    For FLUX it is the paper's step 3 of 28.
-    """
-    return FAMILIES[family].start_step(steps)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, with an option for every setting."""
     parser = Parser(
@@ -256,8 +248,6 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
     default = repr(setting.default)
     flux = FAMILIES["flux"].defaults.get(name)
     more = default if flux is None else f"{default}, FLUX {flux!r}"
-    if name == "start_step":
-        more = "a tenth of the steps, as the paper's 5 of 50; FLUX: its 3 of 28 in proportion"
     options = [f"--{name.replace('_', '-')}"]
     if name == "foreground_word":
         options.append("--word")
@@ -270,13 +260,19 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
             *options, dest=name, action=argparse.BooleanOptionalAction, help=help_text
         )
         return
-    metavar = {"choice": "|".join(setting.choices), "image": "FILE", "text": "WORD", "unit": "N"}
+    metavar = {
+        "choice": "|".join(setting.choices),
+        "image": "FILE",
+        "text": "WORD",
+        "step": "N",
+        "unit": "N",
+    }
     group.add_argument(*options, dest=name, metavar=metavar.get(setting.kind, "X"), help=help_text)
 
 
 def _read_settings(given: argparse.Namespace) -> Settings:
     family = FAMILIES[given.family]
-    values: dict[str, Any] = {**family.defaults, "start_step": family.start_step(given.steps)}
+    values: dict[str, Any] = dict(family.defaults)
     if given.model is None and given.family == "sd15":
         values["mask_reduction"] = BUNDLED_MASK_REDUCTION
     if given.settings is not None:
@@ -286,7 +282,7 @@ def _read_settings(given: argparse.Namespace) -> Settings:
         if value is not None:
             values[name] = _value(setting, value)
     values["enabled"] = True
-    settings = family.settings(values)
+    settings = family.settings(values).at_steps(given.steps)
     settings.check_usable()
     return settings
 
@@ -295,7 +291,7 @@ def _value(setting: Setting, value: Any) -> Any:
     """The plain value of an option's text; what is no number stays text, for the error."""
     if setting.kind == "image":
         return _read_mask(Path(value))
-    if setting.kind in ("number", "integer", "unit"):
+    if setting.kind in ("number", "integer", "step", "unit"):
         try:
             return float(value)
         except ValueError:

@@ -14,7 +14,7 @@ from ..settings import Settings, SettingsError
 from ..webui.presets import METHOD, PresetError, PresetStore
 from .demo_model import ModelError, load_pipeline
 from .examples import bundled_examples
-from .options import BUNDLED_GUIDANCE, BUNDLED_MASK_REDUCTION, GUIDANCE, proportional_start
+from .options import BUNDLED_GUIDANCE, BUNDLED_MASK_REDUCTION, GUIDANCE
 from .page_options import FIRST_PORT, PORTS, PageOptions
 from .page_run import Studio
 from .page_views import short_names
@@ -107,7 +107,7 @@ def keep_to_this_machine(variables: os._Environ[str] | dict[str, str]) -> None:
 def starting_preset(store: PresetStore, bundled: bool, steps: int) -> str:
     """The preset that the accordion shows at first; it is saved when there is none yet."""
     name = f"{'Demo model' if bundled else 'Stable Diffusion 1.5'}, {steps} steps"
-    settings = Settings(start_step=proportional_start(steps))
+    settings = Settings()
     if bundled:
         settings = settings.replace(mask_reduction=BUNDLED_MASK_REDUCTION)
     try:

@@ -39,7 +39,7 @@ def mask_view(outcome: Outcome, step: int) -> tuple[Image.Image | None, str]:
             else f"Step {step}: no mask."
         )
     share = float(mask.float().mean())
-    injects = settings.inject and step >= settings.start_step
+    injects = settings.inject and step >= settings.injection_start
     use = "used by KV-Injection" if injects else "not used yet" if settings.inject else "not used"
     return (
         overlay(enlarged(outcome.fused, WIDTH), mask),

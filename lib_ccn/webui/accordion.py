@@ -128,6 +128,9 @@ class Accordion:
         if setting.kind == "unit":
             # Any text goes, since a unit's model may have changed under a saved or pasted value.
             return gr.Dropdown(choices=self._units, allow_custom_value=True, **common)
+        if setting.kind == "step":
+            steps = ["auto", *map(str, range(11))]
+            return gr.Dropdown(choices=steps, allow_custom_value=True, **common)
         if setting.kind == "text":
             return gr.Textbox(max_lines=1, **common)
         return gr.Slider(setting.minimum, setting.maximum, step=setting.step, **common)

@@ -20,8 +20,8 @@ PAGE: tuple[str, ...] = tuple(name for name in fields() if name != "strict")
 # A problem goes into the picture's text, and every setting may be refused.
 _PROBLEM_LIMIT = 800
 
-# A unit as the page's dropdown writes it: its number, and its model where that is known.
-_UNIT = re.compile(r"([0-9]{1,3})(:.*)?", re.DOTALL)
+# A unit as the page's dropdown writes it: its number, and its model where that is known; or a step.
+_NUMBER = re.compile(r"([0-9]{1,3})(:.*)?", re.DOTALL)
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +117,8 @@ def without_pictures(args: Sequence[Any]) -> list[Any] | None:
 
 def plain_value(name: str, value: Any) -> Any:
     """Return a setting's value as the settings have it, given the value of its control."""
-    if fields()[name].kind == "unit" and isinstance(value, str):
-        match = _UNIT.fullmatch(value)
+    if fields()[name].kind in ("step", "unit") and isinstance(value, str):
+        match = _NUMBER.fullmatch(value)
         return int(match[1]) if match else value
     return value
 

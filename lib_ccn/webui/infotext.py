@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ..settings import Settings, SettingsError, fields, page_message
+from ..settings import Settings, SettingsError, fields, infotext_of, page_message
 from .arguments import PAGE
 
 __all__ = ["PASTED", "PasteKey", "page_value", "pasted"]
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def page_value(name: str, value: Any) -> Any:
     """Return a setting's value as its control on the page holds it."""
-    return str(value) if fields()[name].kind == "unit" else value
+    return str(value) if fields()[name].kind in ("step", "unit") else value
 
 
 def pasted(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,10 +39,9 @@ def _read(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[SettingsError
     """The controls' values in `params`, and why some of them cannot be read."""
     given: dict[str, Any] = {}
     errors: list[SettingsError] = []
-    for name in PASTED:
-        text = params.get(fields()[name].infotext)
-        if text is None:
-            continue
+    texts = infotext_of(params)
+    for name in (name for name in PASTED if name in texts):
+        text = texts[name]
         try:
             given[name] = fields()[name].from_infotext(name, text)
         except SettingsError as error:

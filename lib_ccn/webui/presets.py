@@ -71,7 +71,7 @@ _PAPER: dict[str, Any] = {
     "fusion": "pix+channel",
     "delta": 0.7,
     "inject": True,
-    "start_step": 5,
+    "start_step": "auto",
     "start_layer": 0,
     "mask_source": "word",
     "mask_threshold": 0.65,
@@ -82,8 +82,8 @@ _BUILT_IN = (
     Preset(
         "Paper (SD 1.5)",
         _PAPER,
-        "The paper's settings for Stable Diffusion 1.5, made for 50 steps: PixFusion, "
-        "ChannelFusion, and KV-Injection from step 5 in every layer.",
+        "The paper's settings for Stable Diffusion 1.5: PixFusion, ChannelFusion, and KV-Injection "
+        "in every layer after a tenth of the steps.",
         built_in=True,
     ),
     Preset(
@@ -95,9 +95,9 @@ _BUILT_IN = (
     ),
     Preset(
         "SDXL",
-        {**_PAPER, "start_step": 3},
-        "As the paper, at SDXL's usual 30 steps: KV-Injection starts after the same tenth of "
-        "them, and the mask is read at a quarter of the latent's size, 32x32 at 1024x1024.",
+        _PAPER,
+        "As the paper for Stable Diffusion 1.5: the mask is read at a quarter of the latent's "
+        "size, 32x32 at 1024x1024.",
         built_in=True,
     ),
     Preset(

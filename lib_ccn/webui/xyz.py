@@ -34,7 +34,7 @@ AXES = {
 }
 
 # The plot expands ranges such as "0-1 (+0.1)" for exactly these two types.
-_TYPES: dict[str, type] = {"number": float, "integer": int}
+_TYPES: dict[str, type] = {"number": float, "integer": int, "step": int}
 _DIGITS = 8
 
 

@@ -51,6 +51,21 @@ class TestSampling:
         sampling.p.sampler.config.options["second_order"] = True
         assert sampling.step == 2
 
+    @pytest.mark.parametrize(
+        ("calls", "twice", "chosen", "start"),
+        [(20, False, "auto", 2), (40, True, "auto", 2), (4, False, "auto", 0), (20, False, 7, 7),
+         (None, False, "auto", 5)],
+    )  # fmt: skip
+    def test_an_automatic_start_is_a_tenth_of_the_runs_own_steps(self, calls, twice, chosen, start):
+        """The hires pass has its own, img2img makes fewer than were asked for."""
+        sampling = a_sampling()
+        sampling.p.sd_model = SimpleNamespace()
+        sampling.p.sampler.model_wrap_cfg.total_steps = calls
+        sampling.p.sampler.config.options["second_order"] = twice
+        sampling.settings = Settings(start_step=chosen)
+        units = [Unit(torch.nn.Module()), Unit(torch.nn.Module())]
+        assert sampling.begin(torch.nn.Module(), units).settings.start_step == start
+
     def test_tiles_are_no_whole_picture(self):
         sampling = a_sampling()
         rows = {(0, 0): 2, (1, 0): 3}

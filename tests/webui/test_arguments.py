@@ -135,6 +135,7 @@ WRONG = {
     "number": ["0.5", True, float("nan"), 1e400, -0.1, [0.5]],
     "integer": ["5", 5.5, True, 10**400, float("inf"), -1],
     "choice": ["", "PIX", 0, True, ["pix"], {"pix": 1}],
+    "step": ["both", True, 1.5, -1, ["auto"]],
     "unit": ["both", True, 1.5, ["auto"]],
     "text": [5, True, ["fox"], "nul\0", "x" * 10_000, "\ud800"],
     "image": [5, True, "not base64!", ["a"], {"image": "x"}, b"bytes"],

@@ -62,7 +62,7 @@ def test_built_in_presets_are_complete_and_accepted(store):
 def test_what_the_built_in_presets_set(store):
     paper = store.load("Paper (SD 1.5)")
     assert (paper["fusion"], paper["delta"], paper["inject"]) == ("pix+channel", 0.7, True)
-    assert (paper["start_step"], paper["start_layer"], paper["mask_source"]) == (5, 0, "word")
+    assert (paper["start_step"], paper["start_layer"], paper["mask_source"]) == ("auto", 0, "word")
     pix = store.load("PixFusion only")
     assert (pix["fusion"], pix["inject"]) == ("pix", False)
     assert store.load("SDXL")["mask_reduction"] == 4

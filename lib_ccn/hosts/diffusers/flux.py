@@ -184,6 +184,7 @@ class FluxGeneration(Generation):
             prompts=prompts,
             encode=self.encode,
             mask_image=decode_mask(self.settings),
+            steps=self.steps,
         )
 
     def _active(

@@ -220,6 +220,12 @@ class Generation(ABC):
         assert self._clock is not None
         return self._clock.step
 
+    @property
+    def steps(self) -> int | None:
+        """How many steps the sampler makes; None where the pipeline does not say."""
+        calls = getattr(self.pipe, "num_timesteps", None)
+        return None if calls is None or self._clock is None else self._clock.steps_in(calls)
+
     def _tick(self, timestep: Any) -> None:
         """The ControlNets are called; a pipeline may do it more than once at one timestep."""
         if self._clock is None:
@@ -257,8 +263,7 @@ class Generation(ABC):
 
     def _check_word(self, prompts: Sequence[TokenizedPrompt]) -> None:
         settings = self.settings
-        wanted = settings.mask_source == "word" and (settings.inject or settings.show_mask)
-        if settings.strict and wanted and not any(map(self._has_word, prompts)):
+        if settings.strict and settings.reads_word and not any(map(self._has_word, prompts)):
             said = "the prompt is not known: name it as `prompt` of cross_controlnet"
             if prompts:
                 word = clean_word(settings.foreground_word, prompts[0].literal)

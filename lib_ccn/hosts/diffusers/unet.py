@@ -92,6 +92,7 @@ class UNetGeneration(Generation):
             prompts=self.prompts(pictures, tokens),
             encode=self.encode,
             mask_image=decode_mask(self.settings),
+            steps=self.steps,
         )
 
     def _active(
