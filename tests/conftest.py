@@ -28,3 +28,4 @@ def pytest_addoption(parser):
     group.addoption("--webui-quick", action="store_true", help="the short run")
     group.addoption("--webui-sdxl", action="store_true", help="Stable Diffusion XL, not 1.5")
     group.addoption("--webui-page", action="store_true", help="also the page, in a browser")
+    group.addoption("--webui-models", action="store_true", help="also the further models")

@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         "--page", action="store_true", help="also the page, in Chromium (needs chromedriver)"
     )
     made.add_argument(
+        "--models",
+        action="store_true",
+        help="also models that few have: Union and InstantID ControlNets, SD 2, a second "
+        "checkpoint in a picture; up to 9 GB more of weights, as the tests need them",
+    )
+    made.add_argument(
         "--sdxl",
         action="store_true",
         help="Stable Diffusion XL instead of 1.5: fewer tests, 13 GB of weights, and 20 GB of free "
@@ -73,6 +79,7 @@ def pytest_arguments(options: argparse.Namespace) -> list[str]:
     given += ["--webui-quick"] if options.quick or options.sdxl else []
     given += ["--webui-sdxl"] if options.sdxl else []
     given += ["--webui-page"] if options.page else []
+    given += ["--webui-models"] if options.models else []
     given += ["-k", options.only] if options.only else []
     return given
 

@@ -8,12 +8,14 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hosts import further_weights
 from hosts.cases import Requests, hires
 from hosts.client import Client, Reply, same
 from hosts.server import OWN_FOLDER, WORK, HostError, Installation, Server
@@ -37,12 +39,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="left out of the --quick run"))
         elif item.get_closest_marker("page") and not config.getoption("--webui-page"):
             item.add_marker(pytest.mark.skip(reason="the page is tested with --page only"))
+        elif item.get_closest_marker("models") and not config.getoption("--webui-models"):
+            item.add_marker(pytest.mark.skip(reason="needs more weights: --models"))
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "full: left out of the quick host run")
     config.addinivalue_line("markers", "page: needs a browser")
     config.addinivalue_line("markers", "offline: a test of the harness, without a WebUI")
+    config.addinivalue_line("markers", "models(*stems): needs these of the further weights")
+    config.addinivalue_line("markers", "families(*names, why): for these WebUIs only")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -120,18 +126,22 @@ class Host:
         return reply
 
     @contextmanager
-    def restarted(self, name: str):
-        """The WebUI with our extension in a folder of another name; afterwards as before."""
+    def restarted(self, name: str, prepared: Callable[[], None] = lambda: None):
+        """The WebUI with our extension in a folder of another name; afterwards as before.
+
+        `prepared` is called when the data folder is ready.
+        """
         self.server.stop()
-        self._start(name)
+        self._start(name, prepared)
         try:
             yield
         finally:
             self.server.stop()
             self._start(OWN_FOLDER)
 
-    def _start(self, name: str) -> None:
+    def _start(self, name: str, prepared: Callable[[], None] = lambda: None) -> None:
         self.installation.prepare(name=name)
+        prepared()
         self.server.__enter__()
 
     def state(self):
@@ -190,10 +200,20 @@ def load_pictures(folder):
     return found
 
 
+@pytest.fixture(autouse=True)
+def for_this_family(request):
+    """Skip what a WebUI of this family has not."""
+    families = request.node.get_closest_marker("families")
+    if families and request.getfixturevalue("installation").family not in families.args:
+        pytest.skip(families.kwargs["why"])
+
+
 @pytest.fixture(scope="session")
 def host(request, installation, baseline, figures):
     """The WebUI with our extension and the probe. `baseline` comes first: one host at a time."""
     installation.prepare()
+    asked = further_weights.asked_for(request.session.items, installation.family)
+    further_weights.add(installation, asked)
     started = time.monotonic()
     log = installation.work / "server.log"
     with Server(installation, log, ready=("/ccn-probe/state",)) as server:

@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "runs" / "hosttest"
@@ -39,6 +40,13 @@ EXTENSION = (
 OWN_FOLDER = "sd-webui-cross-controlnet"
 PROBE_FOLDER = "zz-ccn-probe"
 CONTROLNET_FOLDER = "sd-webui-controlnet"
+DISTRIBUTED_FOLDER = "stable-diffusion-webui-distributed"
+# Otherwise it measures this machine's speed, images a minute, in the first generation, for hours.
+DISTRIBUTED_SPEED = {"avg_ipm": 10.0, "eta_percent_error": []}
+DISTRIBUTED_CONFIG: dict[str, Any] = {
+    "workers": [{"master": {**DISTRIBUTED_SPEED, "master": True}}],
+    "benchmark_payload": {},
+}
 LARGEST_FILE = 10 * 2**20  # another extension's model files stay where they are
 
 # Each is passed where the WebUI knows it.
@@ -235,10 +243,14 @@ class Installation:
         for stale in ("config.json", "ui-config.json", "params.txt"):
             (self.work / stale).unlink(missing_ok=True)
         shutil.rmtree(self.work / "cross-controlnet-presets", ignore_errors=True)
+        (self.work / "tmp").mkdir(exist_ok=True)  # Neo takes it to be there
         settings = {**CONFIG, **self.stamp(), "sd_model_checkpoint": self.checkpoint}
         (self.work / "config.json").write_text(json.dumps(settings), encoding="utf-8")
         for path in self.beside:
             shutil.copytree(path, extensions / path.name, ignore=ignored)
+        if (extensions / DISTRIBUTED_FOLDER).is_dir():
+            config = extensions / DISTRIBUTED_FOLDER / "distributed-config.json"
+            config.write_text(json.dumps(DISTRIBUTED_CONFIG), encoding="utf-8")
         if ours:
             shutil.copytree(PROBE, extensions / PROBE_FOLDER, ignore=ignored)
             copy_extension(extensions / name)

@@ -6,10 +6,11 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hosts import further_weights, weights
 from hosts import server as server_module
-from hosts import weights
 from hosts.client import Client, HttpError
 from hosts.malformed import malformed
 from hosts.server import EXTENSION, ROOT, HostError, Installation, Server, copy_extension
@@ -216,6 +217,37 @@ def test_command_line_reaches_pytest():
     assert "--webui D --webui-env A=1 --webui-env B=2 --webui-quick -k x and y" in text
     assert "--webui-page" not in text
     assert "--webui-sdxl" not in text
+    assert "--webui-models" not in text
+    assert "--webui-models" in pytest_words("--models")
+
+
+def test_further_weights_are_made_for_the_tests_that_run(folder):
+    def item(*marks):
+        return SimpleNamespace(
+            get_closest_marker=lambda name: next((m for m in marks if m.name == name), None),
+            iter_markers=lambda name: [m for m in marks if m.name == name],
+        )
+
+    mark = pytest.mark
+    items = [
+        item(),
+        item(mark.models("ccn-random-sd21").mark, mark.families("forge", why="").mark),
+        item(mark.models("ccn-random-union").mark, mark.skip(reason="").mark),
+        item(mark.models("a").mark, mark.models("b", "c").mark),
+    ]
+    assert further_weights.asked_for(items, "forge") == {"ccn-random-sd21", "a", "b", "c"}
+    assert further_weights.asked_for(items, "neo") == {"a", "b", "c"}
+
+
+def test_further_weights_are_of_the_families_that_the_hosts_know():
+    shapes = {Path(name).stem: make() for name, make in further_weights.files().items()}
+    union = shapes["ccn-random-union"]
+    assert union["task_embedding"] == (8, 320)
+    assert len([name for name in union if "controlnet_down_blocks" in name]) == 2 * 12
+    face = shapes["ccn-random-instant_id-face"]
+    assert len([name for name in face if name.endswith("_ip.weight")]) == 2 * 16
+    text = shapes["ccn-random-sd21"]["cond_stage_model.model.token_embedding.weight"]
+    assert text == (49408, 1024)
 
 
 def test_sdxl_runs_the_tests_of_pictures_only():

@@ -20,8 +20,7 @@ def _forge(method, tiles):
 def _extension(method, tiles):
     """Of multidiffusion-upscaler-for-automatic1111, which counts in latents, up to the tiles."""
     width, height, overlap, batch = tiles
-    sizes = [max(side // 8, 16) for side in (width, height)]
-    return [True, method, False, True, 128, 128, *sizes, overlap // 8, batch]
+    return [True, method, False, True, 128, 128, width // 8, height // 8, overlap // 8, batch]
 
 
 SCRIPTS = {"multidiffusion integrated": _forge, "tiled diffusion": _extension}
