@@ -66,6 +66,30 @@ def _shortened(text: str, limit: int | None) -> str:
     return f"{text[: limit // 2]} [...] {text[-limit // 2 :]}"
 
 
+def make_encodable(value: object) -> None:
+    """Escape lone surrogates, which no encoding has, in dicts and lists, however nested."""
+    waiting, seen = [value], set()
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, (dict, list)) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, list):
+            one[:] = [_encodable(item) for item in one]
+            waiting += one
+        else:
+            items = [(_encodable(key), _encodable(item)) for key, item in one.items()]
+            one.clear()
+            one.update(items)
+            waiting += one.values()
+
+
+def _encodable(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _escaped(text: str, place: int) -> str:
     one = text[place]
     return one.encode("unicode_escape").decode("ascii") if _is_hidden(text, place) else one

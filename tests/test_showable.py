@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_ccn.showable import has_hidden, showable, shown_value
+from lib_ccn.showable import has_hidden, make_encodable, showable, shown_value
 
 HIDDEN = {
     "line end": "\n",
@@ -133,3 +134,25 @@ def test_a_long_value_is_shortened(value: object) -> None:
 
 def test_a_value_that_cannot_be_shown_is_named() -> None:
     assert "Hostile" in shown_value(Hostile(None))
+
+
+class TestMakeEncodable:
+    @pytest.mark.parametrize(
+        ("given", "wanted"),
+        [
+            ({"\ud800x": 1}, {r"\ud800x": 1}),
+            ([{"a": ["b\udfff"]}, "\udc00"], [{"a": [r"b\udfff"]}, r"\udc00"]),
+            ({"é": "💃", "n": None, "t": (1, 2)}, {"é": "💃", "n": None, "t": (1, 2)}),
+        ],
+    )
+    def test_is_done_in_place(self, given, wanted):
+        kept = given
+        make_encodable(given)
+        assert kept == wanted
+        json.dumps(kept, ensure_ascii=False).encode()
+
+    def test_what_holds_itself_comes_to_an_end(self):
+        ring = ["\ud800"]
+        ring.append(ring)
+        make_encodable(ring)
+        assert ring[0] == r"\ud800"

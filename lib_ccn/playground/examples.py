@@ -10,10 +10,10 @@ from torch import Tensor
 from .command_line import SEED_LIMIT
 from .scenes import draw
 
-# One seed per scene, far from the trainer's. Chosen among thirty for conflicts that the plain sum
-# lost with another noise: every shape is there, some rows are won, some are even, and with the
-# default seed the heart is lost by every rule. The model card has the averages.
-SCENES = (1_000_225, 1_000_209, 1_000_215, 1_000_223, 1_000_222, 1_000_208)
+# One seed per scene, far from the trainer's. Chosen among thirty: every shape is there; with the
+# default seed the plain sum loses three of these conflicts and does as well in three. The model
+# card has the averages.
+SCENES = (1_000_225, 1_000_209, 1_000_215, 1_000_223, 1_000_226, 1_000_208)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..settings import Settings, SettingsError, fields, page_message
-from ..showable import showable
+from ..showable import make_encodable, showable
 from . import painted
 
 __all__ = ["PAGE", "Request", "plain_value", "read", "without_pictures"]
@@ -66,6 +66,9 @@ def read(
 ) -> Request:
     """Read a script's arguments; never raises, whatever they are.
 
+    A WebUI sends its request back in the answer, so that text which none can hold would cost the
+    pictures: in what of `args` the caller's lists and mappings are, it is escaped for good.
+
     Args:
         args: either one mapping of settings by name, as JSON gives it, which is on unless it says
             `"enabled": false`, may name a `"preset"` whose values stand under its own, and may be
@@ -96,6 +99,9 @@ def read(
         log.exception("the settings of a generation could not be read")
         problem = f"the settings could not be read ({type(error).__name__})"
         return Request(Settings(), problem, strict)
+    finally:
+        for given in args:
+            make_encodable(given)
 
 
 def without_pictures(args: Sequence[Any]) -> list[Any] | None:

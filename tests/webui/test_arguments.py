@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -555,3 +556,13 @@ def test_the_unforeseen_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert request.settings == OFF
     assert request.problem == "the settings could not be read (RuntimeError)"
     assert "RuntimeError" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [{"\ud800x": 1}, {"preset": "\udfff"}, {"delta": ["\ud800"]}])
+def test_a_request_can_be_sent_back_in_the_answer(wrong):
+    """The WebUIs do that, with whatever was in it."""
+    args = [dict(wrong)]
+    problem = read(args, presets=SimpleNamespace(load=lambda name: 1 / 0)).problem
+    assert r"\ud" in problem
+    for text in (problem, json.dumps(args, ensure_ascii=False)):
+        text.encode()
