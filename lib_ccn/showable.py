@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import reprlib
 import unicodedata
+from typing import Any
 
 LENGTH_LIMIT = 400
 
@@ -68,13 +69,16 @@ def _shortened(text: str, limit: int | None) -> str:
 
 def make_encodable(value: object) -> None:
     """Escape lone surrogates, which no encoding has, in dicts and lists, however nested."""
-    waiting, seen = [value], set()
+    waiting: list[Any] = [value]
+    seen: set[int] = set()
     while waiting:
         one = waiting.pop()
-        if not isinstance(one, (dict, list)) or id(one) in seen:
+        if not isinstance(one, (dict, list, tuple)) or id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, list):
+        if isinstance(one, tuple):
+            waiting += one
+        elif isinstance(one, list):
             one[:] = [_encodable(item) for item in one]
             waiting += one
         else:

@@ -100,8 +100,7 @@ def read(
         problem = f"the settings could not be read ({type(error).__name__})"
         return Request(Settings(), problem, strict)
     finally:
-        for given in args:
-            make_encodable(given)
+        make_encodable(args)
 
 
 def without_pictures(args: Sequence[Any]) -> list[Any] | None:
