@@ -24,6 +24,9 @@ def need(host, title, name):
         pytest.skip(f"{name} is not installed; name its folder with --beside")
 
 
+@pytest.mark.families(
+    "a1111", why="Agent Scheduler does not load in gradio 4, and does not know reForge's units"
+)
 @pytest.mark.usefixtures("settled")
 class TestAgentScheduler:
     """Its queue keeps a request as JSON and a pickle, and runs it later on a thread of its own."""
