@@ -142,23 +142,27 @@ class Setting:
     def to_infotext(self, value: Any) -> str:
         """Return `value` as text that the WebUI's infotext carries unchanged.
 
-        Text is percent-encoded where the WebUI would quote it, split it (`12x34`), or leave it
-        out because it equals its own key.
+        The WebUI quotes what has a comma or a colon in it, and takes the quotes off again. What it
+        would still read as something else gets its first character percent-encoded: `12x34`, a
+        first quote that it did not write itself, and what equals its own key.
         """
         if self.kind == "image":
             # Enough to tell which mask it was; the picture itself would be megabytes.
             return hashlib.sha256(image_bytes(value)).hexdigest()[:10]
         text = str(value)
         if self.kind == "text":
-            text = re.sub('[%,:"]', lambda m: f"%{ord(m[0]):02X}", text)
-            if re.fullmatch(r"\d+x\d+", text):
-                text = text.replace("x", "%78")
-            if text == self.infotext:
-                text = f"%{ord(text[0]):02X}{text[1:]}"
+            if unquote(text) != text:
+                text = text.replace("%", "%25")
+            bare_quote = text.startswith('"') and not re.search("[,:]", text)
+            if bare_quote or re.fullmatch(r"\d+x\d+", text) or text == self.infotext:
+                text = "".join(f"%{byte:02X}" for byte in text[0].encode()) + text[1:]
         return text
 
     def from_infotext(self, name: str, value: Any) -> Any:
-        """Return the value that `to_infotext` wrote; raises SettingsError as `accept` does."""
+        """Return the value that `to_infotext` wrote; raises SettingsError as `accept` does.
+
+        Texts of before have commas, colons, quotes and percent signs percent-encoded throughout.
+        """
         read = value
         if isinstance(value, str):
             if self.kind == "flag":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_ccn.settings import Settings, fields
+from lib_ccn.settings import WORD_LIMIT, Settings, SettingsError, fields
 from lib_ccn.showable import has_hidden
 from lib_ccn.webui.arguments import PAGE, plain_value, read
 from lib_ccn.webui.infotext import PASTED, PasteKey, page_value, pasted
@@ -137,3 +141,119 @@ def test_a_key_is_a_name_for_one_tab_and_a_reader_for_pasting() -> None:
 def test_the_page_holds_every_value_and_gives_it_back(values: dict[str, Any]) -> None:
     for name, value in values.items():
         assert plain_value(name, page_value(name, value)) == value
+
+
+PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+NEOS_PAIR = re.compile(r'\s*([\w\s\-\/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def written(params: Mapping[str, str]) -> str:
+    """What every WebUI makes of generation parameters: quoted where it would read them apart."""
+    quoted = {
+        key: json.dumps(value, ensure_ascii=False) if re.search("[,:\n]", value) else value
+        for key, value in params.items()
+    }
+    return ", ".join(k if params[k] == k else f"{k}: {value}" for k, value in quoted.items())
+
+
+def read_back(line: str, pair: re.Pattern[str]) -> dict[str, str]:
+    """What a WebUI reads from that line: quotes come off, sizes are split in two."""
+    found: dict[str, str] = {}
+    for key, value in pair.findall(line):
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        size = re.fullmatch(r"(\d+)x(\d+)", value)
+        found |= {f"{key}-1": size[1], f"{key}-2": size[2]} if size else {key: value}
+    return found
+
+
+def through_a_picture(word: str, pair: re.Pattern[str]) -> str:
+    """A foreground word after it was written into a picture's text and pasted."""
+    ours = Settings(enabled=True, foreground_word=word, strict=True).to_infotext()
+    line = written({"Steps": "20", "Sampler": "Euler", **ours, "Version": "v1.10.1"})
+    found = read_back(line, pair)
+    assert found["Version"] == "v1.10.1"
+    assert found["CCN strict"] == "True"
+    return Settings.from_infotext(found).foreground_word
+
+
+WORDS = (
+    "red star",
+    "red, star",
+    "a:b",
+    "(star:1.2)",
+    '"',
+    '""',
+    '"star"',
+    '"star',
+    'star"',
+    'the "star", red',
+    '"a", "b"',
+    '"a: b',
+    "12x34",
+    "12x34, 5",
+    "\u0661x\u0662",
+    "50%",
+    "%2C",
+    "100%25",
+    "%",
+    "%zz",
+    "a\\",
+    "a\\, b\\",
+    '\\"',
+    "CCN foreground word",
+    "None",
+    "True",
+    "Ärger",
+    "赤い星、海",
+    "{star}",
+    "Steps: 20, Seed: 5",
+)
+
+
+@pytest.mark.parametrize("pair", [PAIR, NEOS_PAIR], ids=["others", "Neo"])
+class TestWords:
+    """A foreground word comes back from a picture's text as it was."""
+
+    @pytest.mark.parametrize("word", WORDS)
+    def test_comes_back(self, word: str, pair: re.Pattern[str]) -> None:
+        assert through_a_picture(word, pair) == word
+
+    @given(word=st.text(alphabet=st.sampled_from("\",:%\\x12a C'F"), max_size=12))
+    def test_comes_back_whatever_is_in_it(self, word: str, pair: re.Pattern[str]) -> None:
+        word = " ".join(word.split())
+        assert through_a_picture(word, pair) == word
+
+    @given(word=st.text(max_size=WORD_LIMIT))
+    def test_comes_back_in_every_script(self, word: str, pair: re.Pattern[str]) -> None:
+        try:
+            word = Settings(foreground_word=word).foreground_word
+        except SettingsError:
+            return
+        assert through_a_picture(word, pair) == word
+
+
+@pytest.mark.parametrize(
+    "word", ["red, star", "star: red", 'the "star"', 'the "star", red', "50% of it", "100 %", "a%"]
+)
+def test_a_word_is_written_as_it_is(word: str) -> None:
+    """The WebUI quotes what needs quotes, so that people can read it."""
+    assert fields()["foreground_word"].to_infotext(word) == word
+
+
+@pytest.mark.parametrize(
+    ("old", "word"),
+    [
+        ("red%2C star", "red, star"),
+        ("a%3Ab", "a:b"),
+        ("%22star%22", '"star"'),
+        ("100%2525", "100%25"),
+        ("50%25", "50%"),
+        ("12%7834", "12x34"),
+        ("%43CN foreground word", "CCN foreground word"),
+    ],
+)
+def test_texts_of_before_are_still_read(old: str, word: str) -> None:
+    params = {"CCN enabled": "True", "CCN foreground word": old}
+    assert pasted(params)["foreground_word"] == word
