@@ -13,6 +13,8 @@ Common to every rule but the sum:
   units that are finite there. Where no unit is finite the result is 0.
 * A unit that is zero or constant has no deviation. A tie goes to the earlier unit.
 * What is selected equals the winner's value exactly (but for the sign of a zero).
+* Who won is told on request: `decided` takes the decision, int8 [B, H, W], or [B, C] from
+  ChannelFusion: a unit's place, or `AVERAGED` where several units have a share.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MODES = ("sum", "mean", "max", "pix", "pix+channel")
+AVERAGED = -1  # instead of a winner's number, in a decision
+
+Decided = Callable[[Tensor], None]  # takes a decision
 
 _TINY = torch.finfo(torch.float32).tiny
 # Between these, the squares of a sample's deviations neither vanish nor overflow in float32.
@@ -54,7 +59,9 @@ def mean_fusion(residuals: Sequence[Tensor]) -> Tensor:
     return _blend(values, _shares(finite, fused.dtype)).to(fused.dtype)
 
 
-def pix_fusion(residuals: Sequence[Tensor], delta: float = 0.7) -> Tensor:
+def pix_fusion(
+    residuals: Sequence[Tensor], delta: float = 0.7, decided: Decided | None = None
+) -> Tensor:
     """Fuse per pixel by smoothed channel deviation (equations 1-4).
 
     At each pixel the unit with the largest `smoothed_deviation` wins. It is averaged with every
@@ -64,6 +71,7 @@ def pix_fusion(residuals: Sequence[Tensor], delta: float = 0.7) -> Tensor:
     Args:
         residuals: N >= 2 tensors [B, C, H, W], one per unit, alike in shape, dtype and device.
         delta: agreement needed for averaging, 0..1. At 1 nothing is averaged.
+        decided: takes who won.
 
     Returns:
         The fused residual [B, C, H, W].
@@ -72,20 +80,24 @@ def pix_fusion(residuals: Sequence[Tensor], delta: float = 0.7) -> Tensor:
         TypeError: not tensors, not floating point, dtypes that differ, `delta` not a number.
         ValueError: N < 2, not 4-D, empty, shapes or devices that differ, `delta` outside 0..1.
     """
-    return _fuse_pixels(residuals, delta, smoothed=True)
+    return _fuse_pixels(residuals, delta, smoothed=True, decided=decided)
 
 
-def max_fusion(residuals: Sequence[Tensor], delta: float = 0.7) -> Tensor:
+def max_fusion(
+    residuals: Sequence[Tensor], delta: float = 0.7, decided: Decided | None = None
+) -> Tensor:
     """Fuse by MaxFusion's output rule (Nair et al., ECCV 2024).
 
     As `pix_fusion`, with the normalised channel variance in place of the deviation and without
     smoothing. Arguments, result and errors are those of `pix_fusion`.
     """
-    return _fuse_pixels(residuals, delta, smoothed=False)
+    return _fuse_pixels(residuals, delta, smoothed=False, decided=decided)
 
 
 @torch.no_grad()
-def channel_fusion(residuals: Sequence[Tensor], delta: float = 0.7) -> Tensor:
+def channel_fusion(
+    residuals: Sequence[Tensor], delta: float = 0.7, decided: Decided | None = None
+) -> Tensor:
     """Fuse per channel by spatial deviation (equations 6-8).
 
     In each channel, the units whose deviation over H, W is at least `delta` times the largest
@@ -97,7 +109,9 @@ def channel_fusion(residuals: Sequence[Tensor], delta: float = 0.7) -> Tensor:
     delta = _checked_delta(delta)
     deviation = torch.stack([_norm(_less_mean(unit.flatten(2), 2), 2) for unit in residuals])
     if _in_range(deviation.sum(2)):
-        return _blend(residuals, _channel_weights(deviation[..., None, None], delta))
+        weights = _channel_weights(deviation[..., None, None], delta)
+        _tell(decided, deviation.argmax(0), weights[..., 0, 0] > 0)
+        return _blend(residuals, weights)
     values, finite = _finite_only(residuals)
     # The units' deviations are compared with each other, so that one scale serves them all.
     scaled = values / _power_of_two(values, (0, 2, 3, 4))
@@ -106,11 +120,17 @@ def channel_fusion(residuals: Sequence[Tensor], delta: float = 0.7) -> Tensor:
     deviation = torch.stack([_norm(_less_mean(unit, 2), 2) for unit in known])
     # A unit that is left out ranks below every deviation, 0 included.
     ranked = deviation[..., None, None].masked_fill(~finite, -1.0)
-    return _blend(values, _channel_weights(ranked, delta)).to(residuals[0].dtype)
+    weights = _channel_weights(ranked, delta)
+    # Here an entry may be without some units; the channel's winner is told, not the entry's.
+    _tell(decided, deviation.argmax(0), (weights > 0).any(-1).any(-1))
+    return _blend(values, weights).to(residuals[0].dtype)
 
 
 def fuse_residuals(
-    residuals_by_unit: Sequence[Sequence[Tensor]], mode: str, delta: float = 0.7
+    residuals_by_unit: Sequence[Sequence[Tensor]],
+    mode: str,
+    delta: float = 0.7,
+    decided: Callable[[int, Tensor], None] | None = None,
 ) -> list[Tensor]:
     """Fuse the whole output of N >= 2 ControlNets into one tensor per residual.
 
@@ -119,6 +139,8 @@ def fuse_residuals(
         mode: one of `MODES`. "pix+channel" is the paper's: ChannelFusion on the last residual,
             PixFusion on the others. The other modes use one rule throughout.
         delta: see `pix_fusion`; unused by "sum" and "mean".
+        decided: takes each residual's place and who won there; not asked by "sum" and "mean",
+            in which nobody wins.
 
     Raises as `pix_fusion`, and ValueError for an unknown mode or units of unequal length.
     """
@@ -136,11 +158,13 @@ def fuse_residuals(
     if mode == "sum":
         return [sum_fusion(layer) for layer in layers]
     if mode == "mean":
-        return _fuse_layers(layers, mean_fusion)
+        return _fuse_layers(layers, lambda layer, decided: mean_fusion(layer), None)
     rule = functools.partial(max_fusion if mode == "max" else pix_fusion, delta=delta)
     if mode != "pix+channel":
-        return _fuse_layers(layers, rule)
-    return [*_fuse_layers(layers[:-1], rule), channel_fusion(layers[-1], delta)]
+        return _fuse_layers(layers, rule, decided)
+    last = len(layers) - 1
+    tell = None if decided is None else functools.partial(decided, last)
+    return [*_fuse_layers(layers[:-1], rule, decided), channel_fusion(layers[-1], delta, tell)]
 
 
 @torch.no_grad()
@@ -180,7 +204,9 @@ def _gaussian(device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def _fuse_pixels(residuals: Sequence[Tensor], delta: float, smoothed: bool) -> Tensor:
+def _fuse_pixels(
+    residuals: Sequence[Tensor], delta: float, smoothed: bool, decided: Decided | None
+) -> Tensor:
     _check_residuals(residuals)
     delta = _checked_delta(delta)
     dtype, count = residuals[0].dtype, len(residuals)
@@ -198,8 +224,11 @@ def _fuse_pixels(residuals: Sequence[Tensor], delta: float, smoothed: bool) -> T
     if count == 2 and finite is None:
         # No `lerp` with weights 0, 0.5 and 1: on some devices its ends are no copies.
         first, second = residuals
-        stronger = torch.where((score[1] > score[0])[:, None], second, first)
-        return torch.where(agree(0, 1)[:, None], torch.lerp(first, second, 0.5), stronger)
+        second_wins, both = score[1] > score[0], agree(0, 1)
+        if decided is not None:
+            decided(second_wins.to(torch.int8).masked_fill_(both, AVERAGED))
+        stronger = torch.where(second_wins[:, None], second, first)
+        return torch.where(both[:, None], torch.lerp(first, second, 0.5), stronger)
 
     winner = (score if finite is None else score.masked_fill(~finite, -1.0)).argmax(0)
     chosen = torch.stack([winner == i for i in range(count)])
@@ -208,14 +237,25 @@ def _fuse_pixels(residuals: Sequence[Tensor], delta: float, smoothed: bool) -> T
             both = agree(i, j)
             chosen[i] |= both & (winner == j)
             chosen[j] |= both & (winner == i)
+    if finite is not None:
+        chosen &= finite
+    _tell(decided, winner, chosen)
     if finite is None:
         return _blend(residuals, _shares(chosen, dtype)[:, :, None])
     values = _finite_only(residuals)[0]
-    return _blend(values, _shares(chosen & finite, dtype)[:, :, None]).to(dtype)
+    return _blend(values, _shares(chosen, dtype)[:, :, None]).to(dtype)
+
+
+def _tell(decided: Decided | None, winner: Tensor, chosen: Tensor) -> None:
+    """Tell a decision, if anybody asks: the winner's place; which units have a share [N, ...]."""
+    if decided is not None:
+        decided(winner.to(torch.int8).masked_fill_(chosen.sum(0) > 1, AVERAGED))
 
 
 def _fuse_layers(
-    layers: Sequence[Sequence[Tensor]], rule: Callable[[Sequence[Tensor]], Tensor]
+    layers: Sequence[Sequence[Tensor]],
+    rule: Callable[..., Tensor],
+    decided: Callable[[int, Tensor], None] | None,
 ) -> list[Tensor]:
     """Apply the rule to each layer's units, layers of one shape together where that is quicker."""
     groups: dict[object, list[int]] = {}
@@ -226,13 +266,20 @@ def _fuse_layers(
         groups.setdefault((first.shape, first.dtype, alike // room), []).append(index)
     fused: dict[int, Tensor] = {}
     for group in groups.values():
-        if len(group) == 1:
-            fused[group[0]] = rule(layers[group[0]])
-        else:  # a rule is per sample, so that layers can stand side by side in one batch
+        together = layers[group[0]]
+        if len(group) > 1:  # a rule is per sample, so that layers can stand in one batch
             units = zip(*(layers[index] for index in group), strict=True)
-            together = rule([torch.cat(unit) for unit in units])
-            fused.update(zip(group, together.chunk(len(group)), strict=True))
+            together = [torch.cat(unit) for unit in units]
+        tell = None if decided is None else functools.partial(_tell_each, decided, group)
+        result = rule(together, decided=tell)
+        fused.update(zip(group, result.chunk(len(group)), strict=True))
     return [fused[index] for index in range(len(layers))]
+
+
+def _tell_each(decided: Callable[[int, Tensor], None], group: list[int], together: Tensor) -> None:
+    """Tell the decisions of layers that stand in one batch."""
+    for index, decision in zip(group, together.chunk(len(group)), strict=True):
+        decided(index, decision)
 
 
 def _centred(residuals: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor | None]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_ccn.fusion import AVERAGED
 from lib_ccn.playground import explain, explain_figures
 from lib_ccn.playground.__main__ import main
 from lib_ccn.playground.demo_model import BUNDLED
@@ -20,7 +21,6 @@ from lib_ccn.playground.explain_figures import (
     winner_image,
 )
 from lib_ccn.playground.watch import Explanation, Watched
-from lib_ccn.playground.winners import AVERAGED
 from lib_ccn.settings import Settings
 
 ROOT = Path(__file__).parents[1]

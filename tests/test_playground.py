@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_ccn.fusion import channel_fusion, pix_fusion
+from lib_ccn.fusion import AVERAGED, channel_fusion, pix_fusion
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.playground import page_views as views
 from lib_ccn.playground.demo_model import generate, load_pipeline
@@ -23,7 +23,7 @@ from lib_ccn.playground.page_inputs import (
     shown_condition,
 )
 from lib_ccn.playground.page_options import data_folder, parse
-from lib_ccn.playground.page_record import Layer, Record, channel_winners
+from lib_ccn.playground.page_record import Layer, Record
 from lib_ccn.playground.page_run import (
     FUSED,
     SUM,
@@ -34,9 +34,9 @@ from lib_ccn.playground.page_run import (
     Studio,
     UnitOrder,
 )
-from lib_ccn.playground.winners import AVERAGED, winners
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.webui.presets import PresetStore
+from lib_ccn.winners import winners
 
 NAMES = ("outline", "regions")
 STEPS = 3
@@ -228,7 +228,7 @@ class TestDecisions:
     @pytest.mark.parametrize("count", [2, 3])
     def test_channels_are_what_channel_fusion_takes(self, count):
         units = [torch.randn(1, 64, 8, 8) * torch.rand(1, 64, 1, 1) for _ in range(count)]
-        fused, decided = channel_fusion(units, 0.7)[0], channel_winners(units, 0.7)[0]
+        fused, decided = channel_fusion(units, 0.7)[0], winners(units, 0.7, channel_fusion)[0]
         assert set(decided.tolist()) == {AVERAGED, *range(count)}
         for channel, winner in enumerate(decided.tolist()):
             taken = [torch.equal(fused[channel], unit[0, channel]) for unit in units]
@@ -249,13 +249,13 @@ class TestDecisions:
             for layer, decided in zip(record.layers, record.decisions[step], strict=True):
                 pair = [first[layer.number], second[layer.number]]
                 if layer.is_middle:
-                    assert torch.equal(decided.long(), channel_winners(pair, 0.7)[0])
+                    assert torch.equal(decided, winners(pair, 0.7, channel_fusion)[0])
                     continue
                 fused = pix_fusion(pair, 0.7)[0]
                 for place, unit in enumerate(pair):
                     won = decided == place
                     assert torch.equal(fused[:, won], unit[0][:, won])
-                assert torch.equal(decided.long(), winners(pair, 0.7)[0])
+                assert torch.equal(decided, winners(pair, 0.7)[0])
 
 
 class TestStudio:
@@ -359,7 +359,7 @@ class TestViews:
     def test_a_layer_is_coloured_by_its_winners(self):
         decided = torch.tensor([[0, 1], [AVERAGED, 2]], dtype=torch.int8)
         shown = pixels(views.decision_image(decided)).reshape(4, 3).tolist()
-        expected = [views.COLOURS[0], views.COLOURS[1], views.BOTH, views.COLOURS[2]]
+        expected = [views.COLOURS[0], views.COLOURS[1], views.AVERAGED_COLOUR, views.COLOURS[2]]
         assert shown == [list(colour) for colour in expected]
 
     def test_channels_fill_a_square(self):

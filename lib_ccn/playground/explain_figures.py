@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..attention import self_attention_layers
 from ..foreground import resize_mask, token_grid
-from ..fusion import smoothed_deviation
+from ..fusion import AVERAGED, smoothed_deviation
+from ..winners import AVERAGED_COLOUR, COLOURS, winners
 from .demo_model import ModelError
 from .figure import (
-    ACCENT,
     GREY,
     INK,
     PAPER,
@@ -27,10 +27,10 @@ from .figure import (
     to_image,
 )
 from .watch import Explanation, Watched
-from .winners import AVERAGED, agreement, channel_ratio, winners
+from .winners import agreement, channel_ratio
 
-UNIT_COLOURS = (ACCENT, (43, 108, 176))
-BOTH = (214, 214, 214)
+UNIT_COLOURS = COLOURS[:2]
+BOTH = AVERAGED_COLOUR
 DELTAS = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0)
 METHODS: dict[str, dict[str, Any]] = {
     "Plain sum": {"fusion": "sum", "inject": False},
@@ -72,7 +72,7 @@ def pixfusion_figure(work: Explanation, found: Watched) -> Image.Image:
                 [
                     *(heat_image(deviation / peak) for deviation in deviations),
                     heat_image(cosine.clamp(0, 1)),
-                    winner_image(winners(pair, work.settings.delta)[0]),
+                    winner_image(winners(pair, work.settings.delta)[0].long()),
                 ],
             )
         )

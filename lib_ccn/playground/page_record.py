@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..fusion import fuse_residuals
 from ..hosts.diffusers import CrossControlNet
 from ..session import Session
-from .winners import AVERAGED, winners
 
 
 @dataclass(frozen=True)
@@ -66,26 +65,8 @@ class Record:
             Layer(n, channels, height, width, is_middle=n == last)
             for n, (_, channels, height, width) in enumerate(r.shape for r in units[0])
         ]
-        decided = []
-        for n, residuals in enumerate(zip(*units, strict=True)):
-            by_channel = n == last and settings.fusion == "pix+channel"
-            rule = channel_winners if by_channel else winners
-            decided.append(rule(residuals, settings.delta)[0].to(torch.int8).cpu())
-        self.decisions[self.step] = decided
-
-
-@torch.no_grad()
-def channel_winners(residuals: Sequence[Tensor], delta: float) -> Tensor:
-    """ChannelFusion's decision for each channel: a unit's number, or -1 where some are blended.
-
-    Args:
-        residuals: one tensor [B, C, H, W] per unit, at least two.
-        delta: see `lib_ccn.fusion.channel_fusion`.
-
-    Returns:
-        long [B, C].
-    """
-    deviation = torch.stack([unit.float().std((2, 3), correction=0) for unit in residuals])
-    largest, best = deviation.max(0)
-    blended = (deviation >= delta * largest).sum(0) > 1
-    return best.masked_fill(blended, AVERAGED)
+        # Of the other rules the page tells what PixFusion would decide.
+        mode = "pix+channel" if settings.fusion == "pix+channel" else "pix"
+        found: dict[int, Tensor] = {}
+        fuse_residuals(units, mode, settings.delta, found.__setitem__)
+        self.decisions[self.step] = [found[layer.number][0].cpu() for layer in self.layers]

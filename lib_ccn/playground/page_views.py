@@ -10,15 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..fusion import AVERAGED
+from ..winners import AVERAGED_COLOUR, COLOURS
 from .examples import Example
-from .explain_figures import BOTH, UNIT_COLOURS
 from .figure import enlarged, overlay, to_image
 from .page_record import Layer, Record
 from .page_run import Outcome, Progress
-from .winners import AVERAGED
 
 WIDTH = 512
-COLOURS = (*UNIT_COLOURS, (217, 160, 33))
 
 
 def shown_picture(picture: Image.Image | None) -> Image.Image | None:
@@ -63,7 +62,7 @@ def decision_image(decided: Tensor) -> Image.Image:
         padded = decided.new_full((rows * columns,), len(COLOURS))
         padded[: len(decided)] = decided
         decided = padded.view(rows, columns)
-    colours = torch.tensor([*COLOURS, (255, 255, 255), BOTH]).float() / 255
+    colours = torch.tensor([*COLOURS, (255, 255, 255), AVERAGED_COLOUR]).float() / 255
     index = torch.where(decided == AVERAGED, len(COLOURS) + 1, decided.long())
     return to_image(colours[index].movedim(-1, 0))
 
@@ -94,7 +93,7 @@ def winner_note(outcome: Outcome, step: int, layer: int) -> str:
         (COLOURS[place % len(COLOURS)], f"{unit.number}: {name}", values == place)
         for place, (unit, name) in enumerate(zip(outcome.order.units, outcome.names, strict=True))
     ]
-    entries.append((BOTH, "averaged, as they agree", values == AVERAGED))
+    entries.append((AVERAGED_COLOUR, "averaged, as they agree", values == AVERAGED))
     shown = "".join(
         f'<span class="ccn-key"><i style="background: rgb{colour}"></i>'
         f"{html.escape(name)} <b>{float(which.float().mean()):.0%}</b></span>"

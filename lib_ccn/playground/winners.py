@@ -1,4 +1,4 @@
-"""Which unit wins where: PixFusion's decisions as maps, to be looked at."""
+"""Why a unit wins: what PixFusion and ChannelFusion compare, to be looked at."""
 
 from __future__ import annotations
 
@@ -9,24 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fusion import smooth, smoothed_deviation
-
-AVERAGED = -1
-
-
-@torch.no_grad()
-def winners(residuals: Sequence[Tensor], delta: float) -> Tensor:
-    """The decision at each pixel: a unit's number, or -1 where units are averaged.
-
-    Args:
-        residuals: one tensor [B, C, H, W] per unit, at least two.
-        delta: see `lib_ccn.fusion.pix_fusion`.
-
-    Returns:
-        long [B, H, W].
-    """
-    best = torch.stack([smoothed_deviation(unit) for unit in residuals]).argmax(0)
-    agreeing = agreement(residuals, best) > delta
-    return best.masked_fill(agreeing, AVERAGED)
 
 
 @torch.no_grad()

@@ -16,10 +16,11 @@ from benchmarks.fidelity.methods import CHANNEL, SUM, TRUE_OBJECT, WIDENED_OBJEC
 from benchmarks.fidelity.pairs import CONFLICT
 from benchmarks.fidelity.runner import Worker
 from lib_ccn.foreground import resize_mask, silhouette
-from lib_ccn.fusion import pix_fusion
+from lib_ccn.fusion import AVERAGED, pix_fusion
 from lib_ccn.playground import metrics
 from lib_ccn.playground.demo_model import generate
-from lib_ccn.playground.winners import AVERAGED, channel_ratio, winners
+from lib_ccn.playground.winners import channel_ratio
+from lib_ccn.winners import winners
 
 from . import QUICK, main_method
 
