@@ -5,6 +5,7 @@ map is the mask of the next step. A painted image or the condition's own silhoue
 """
 
 import threading
+import time
 from collections.abc import Container, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -55,6 +56,7 @@ class CrossAttentionRecorder:
         unheard: why others cannot be.
         tokens: how many image tokens the layers had that were asked so far, to say which maps
             there are where none has the grid's.
+        seconds: that recording took so far; on an accelerator only to ask it for the maps.
     """
 
     def __init__(self, unet: nn.Module, reduction: int = 4) -> None:
@@ -65,6 +67,7 @@ class CrossAttentionRecorder:
         self.reduction = reduction
         self.error: Exception | None = None
         self.tokens: set[int] = set()
+        self.seconds = 0.0
         self._attached = False
         self._handles: list[RemovableHandle] = []
         self._thread = 0
@@ -161,11 +164,13 @@ class CrossAttentionRecorder:
         if not self._here or self._pending is None or self._pending[0] is not layer:
             return
         query, self._pending = self._pending[1], None
+        began = time.perf_counter()
         try:
             self._add(layer, query, key)
         except Exception as error:  # the user's picture goes on; the session reads `.error`
             self.error = error
             self.pause()
+        self.seconds += time.perf_counter() - began
 
     @torch.no_grad()
     def _add(self, layer: Any, query: Tensor, key: Tensor) -> None:

@@ -1,15 +1,20 @@
-"""What one sampling run did with its units: counted while it ran, told when it is over.
+"""What sampling runs did with their units: counted while they ran, told when they are over.
 
 Nothing here decides anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from .settings import Settings, fields
 from .units import Role
+
+_Value = TypeVar("_Value")
 
 
 @dataclass
@@ -26,6 +31,10 @@ class Outcome:
         paired: those in which the foreground unit and a background unit were.
         masked: those that had a mask of use.
         injected: those in which something was injected.
+        layers: the numbers of those that something was injected into.
+        seconds: of this program's time that the fusion and the mask took.
+        waited: those of them in which an accelerator's earlier work may have been waited for.
+        queued: whether an accelerator did the work, so that `seconds` is the time to ask for it.
         explained: whether a note has said already why nothing is injected.
     """
 
@@ -38,6 +47,10 @@ class Outcome:
     paired: set[int] = field(default_factory=set)
     masked: set[int] = field(default_factory=set)
     injected: set[int] = field(default_factory=set)
+    layers: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+    waited: float = 0.0
+    queued: bool = False
     explained: bool = False
 
     def begin(self, step: int, roles: Iterable[Role], masked: bool) -> None:
@@ -52,16 +65,49 @@ class Outcome:
         if masked:
             self.masked.add(step)
 
-    def inject(self, step: int, layers: int) -> None:
-        """Keys and values were injected into so many layers of one unit."""
-        self.injections += layers
-        if layers:
+    def inject(self, step: int, count: int, layers: Iterable[int]) -> None:
+        """Keys and values were injected into `count` attentions of one unit, in these layers."""
+        self.injections += count
+        if count:
             self.injected.add(step)
+            self.layers.update(layers)
+
+    @contextmanager
+    def timed(self, waits: bool = False) -> Iterator[None]:
+        """What is done inside took the time that it took, or, within such a part, waited."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            passed = time.perf_counter() - began
+            if waits:
+                self.waited += passed
+            else:
+                self.seconds += passed
+
+    def joined(self, later: Outcome) -> Outcome:
+        """The two as one, as for batches of one generation."""
+        return replace(
+            self,
+            calls=self.calls + later.calls,
+            fused=self.fused + later.fused,
+            injections=self.injections + later.injections,
+            steps=self.steps | later.steps,
+            together=self.together | later.together,
+            paired=self.paired | later.paired,
+            masked=self.masked | later.masked,
+            injected=self.injected | later.injected,
+            layers=self.layers | later.layers,
+            seconds=self.seconds + later.seconds,
+            waited=self.waited + later.waited,
+            queued=self.queued or later.queued,
+        )
 
     def forget_injections(self) -> None:
         """What was injected so far reached no UNet."""
         self.injections = 0
         self.injected.clear()
+        self.layers.clear()
 
     def fusion(self) -> str:
         """How the residuals became one, in words."""
@@ -76,9 +122,19 @@ class Outcome:
         """What was injected, in words; `mask` says where the mask came from."""
         if not self.injected:
             return "KV-Injection: nothing injected"
-        layer = self.settings.start_layer
-        onward = f" from layer {layer}" if layer else ""
-        return f"KV-Injection{onward} in {spans(self.injected)}, mask from {mask}"
+        return f"KV-Injection in {spans(self.layers, 'layer')}, {spans(self.injected)}, {mask}"
+
+    def cost(self) -> str:
+        """What it took, in words, as far as that is known; "" where nothing was done.
+
+        An accelerator works on while the program goes on. KV-Injection is part of the ControlNets'
+        own time.
+        """
+        if not self.fused and not self.masked:
+            return ""
+        if self.queued:
+            return f"{_duration(self.seconds - self.waited)} to ask the GPU for fusion and mask"
+        return f"{_duration(self.seconds)} for fusion and mask"
 
     def shortfalls(self) -> list[str]:
         """What was asked for and did not happen, and why; empty before the first call."""
@@ -107,8 +163,64 @@ class Outcome:
         return "the ControlNets' attention could not be reached"
 
 
-def spans(numbers: Iterable[int]) -> str:
-    """Steps as people write them: "step 3", "steps 0 to 4 and 7"."""
+@dataclass(frozen=True)
+class Account:
+    """What is told of a sampling run, or of several as one.
+
+    Attributes:
+        outcome: None where the units were left to the host.
+        units: what each did, by its name.
+        source: of the mask.
+        words: those that masks were read from, each with how it was chosen.
+        fronts: the share of each picture that was in front, 0..1.
+        notes: what else there is to say.
+    """
+
+    outcome: Outcome | None = None
+    units: Sequence[tuple[str, str]] = ()
+    source: str = ""
+    words: Sequence[str] = ()
+    fronts: Sequence[float] = ()
+    notes: Sequence[str] = ()
+
+    def line(self) -> str:
+        """It all in one line."""
+        if self.outcome is None:
+            return "; ".join(self.notes)
+        units = ", ".join(f"{name} ({part})" for name, part in self.units)
+        parts = [f"{units}: {self.outcome.fusion()}"]
+        if self.outcome.settings.inject:
+            parts.append(self.outcome.injection(self._mask()))
+        return "; ".join([*parts, *filter(None, [self.outcome.cost()]), *self.notes])
+
+    def _mask(self) -> str:
+        words = ", ".join(self.words)
+        named = f"mask from {self.source}" + (f" {words}" if words else "")
+        return f"{named}, {shares(self.fronts)} of the picture in front" if self.fronts else named
+
+    def joined(self, later: Account) -> Account:
+        """The two as one; what was said is not said again."""
+        if self.outcome is None or later.outcome is None:
+            first = self if later.outcome is None else later
+            return replace(first, notes=_once([*self.notes, *later.notes]))
+        return Account(
+            self.outcome.joined(later.outcome),
+            self.units if self.units == later.units else _once([*self.units, *later.units]),
+            self.source,
+            _once([*self.words, *later.words]),
+            [*self.fronts, *later.fronts],
+            _once([*self.notes, *later.notes]),
+        )
+
+
+def shares(values: Sequence[float]) -> str:
+    """Shares as people write them: "31 %", "12 to 31 %"."""
+    low, high = (round(100 * value) for value in (min(values), max(values)))
+    return f"{high} %" if low == high else f"{low} to {high} %"
+
+
+def spans(numbers: Iterable[int], what: str = "step") -> str:
+    """Numbers as people write them: "step 3", "steps 0 to 4 and 7"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
@@ -118,7 +230,15 @@ def spans(numbers: Iterable[int]) -> str:
     parts = [str(first) if first == last else f"{first} to {last}" for first, last in runs]
     many = len(parts) > 1 or any(first != last for first, last in runs)
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    return f"step{'s' if many else ''} {listed}"
+    return f"{what}{'s' if many else ''} {listed}"
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds:.1f} s" if seconds >= 0.05 else "less than 0.1 s"
+
+
+def _once(values: Iterable[_Value]) -> list[_Value]:
+    return list(dict.fromkeys(values))
 
 
 def _steps(steps: set[int]) -> str:

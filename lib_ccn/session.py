@@ -18,6 +18,7 @@ import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -35,10 +36,11 @@ from .errors import told, without_frames
 from .foreground import CrossAttentionRecorder, resize_mask, silhouette, token_grid
 from .fusion import fuse_residuals
 from .masking import WordMask
-from .outcome import Outcome
+from .outcome import Account, Outcome
 from .prompt import TokenizedPrompt
 from .settings import Settings, SettingsError, fields
 from .units import Call, Role, Unit
+from .winners import Winners
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Session:
         notes: what the user is to be told.
         error: what made the method stand aside; without its frames, unless it is raised.
         outcome: what was done so far.
+        winners: who won where, with the setting `show_mask`; else None.
         ended_early: to be set where the run is broken off.
         shortfalls: once closed, what was asked for and did not happen, each also a note.
 
@@ -91,6 +94,7 @@ class Session:
         self.ended_early = False
         self.shortfalls: list[str] = []
         self.outcome = Outcome(settings)
+        self.winners = Winners() if settings.show_mask else None
         self._assign_roles()
         self._note_layers()
         self._image = mask_image
@@ -123,7 +127,8 @@ class Session:
         self._active = set(self.units if active is None else active)
         self._ever_active |= self._active
         try:
-            self._begin(call)
+            with self.outcome.timed():
+                self._begin(call)
             self._call = call
             self.outcome.begin(call.step, (unit.role for unit in self._active), self._has_mask)
         except Exception as error:
@@ -157,7 +162,9 @@ class Session:
             with self.injecting(unit) as tally:
                 yield
             if self._call is not None:
-                self.outcome.inject(self._call.step, tally.injected)
+                start = self.settings.start_layer
+                layers = {layer.layer for layer in unit.layers if layer.layer >= start}
+                self.outcome.inject(self._call.step, tally.injected, layers)
 
     def fuse(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> list[Tensor]:
         """One list of residuals for the UNet from those of the units that took part.
@@ -170,20 +177,26 @@ class Session:
         fusable = [unit for unit in everyone if unit.eligible]
         if self.error is None:
             try:
-                self._observe(residuals)
-                if self.settings.fusion != "sum" and len(fusable) > 1:
-                    fused = fuse_residuals(
-                        [residuals[unit] for unit in fusable],
-                        self.settings.fusion,
-                        self.settings.delta,
-                    )
-                    others = [residuals[unit] for unit in everyone if not unit.eligible]
-                    total = _sum([fused, *others])
-                    self.outcome.fused += 1
-                    return total
+                with self.outcome.timed():
+                    self._observe(residuals)
+                    if self.settings.fusion != "sum" and len(fusable) > 1:
+                        others = [residuals[unit] for unit in everyone if not unit.eligible]
+                        total = _sum([self._fused(fusable, residuals), *others])
+                        self.outcome.fused += 1
+                        return total
             except Exception as error:
                 self._fail(error)
         return _sum([residuals[unit] for unit in everyone])
+
+    def _fused(
+        self, units: Sequence[Unit], residuals: Mapping[Unit, Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """The units' residuals as one, by the rule in use."""
+        given = [residuals[unit] for unit in units]
+        decided = None
+        if self.winners is not None and self._call is not None:
+            decided = self.winners.listener(self._call, units, len(given[0]))
+        return fuse_residuals(given, self.settings.fusion, self.settings.delta, decided)
 
     def end_call(self) -> None:
         """The UNet has answered: what it is asked before the next `begin_call` is not read."""
@@ -250,17 +263,34 @@ class Session:
 
     def summary(self) -> str:
         """What was done so far, in one line."""
-        units = ", ".join(
-            f"{unit.name or f'unit {unit.number}'} ({self._part(unit)})" for unit in self.units
+        return self.account().line()
+
+    def account(self) -> Account:
+        """What was done so far."""
+        names = [unit.name or f"unit {unit.number}" for unit in self.units]
+        parts = [self._part(unit) for unit in self.units]
+        source = self.settings.mask_source
+        outcome = replace(self.outcome, seconds=self.outcome.seconds + self._word.recorder.seconds)
+        return Account(
+            outcome,
+            list(zip(names, parts, strict=True)),
+            source,
+            self._told_words() if source == "word" else [],
+            self._fronts(),
+            list(self.notes),
         )
-        parts = [f"{units}: {self.outcome.fusion()}"]
-        if self.settings.inject:
-            source = self.settings.mask_source
-            shown = (self._shown_word(prompt) for prompt in sorted(self._word.chosen))
-            words = ", ".join(dict.fromkeys(filter(None, shown)))
-            mask = f"{source} {words}" if source == "word" and words else source
-            parts.append(self.outcome.injection(mask))
-        return "; ".join([*parts, *self.notes])
+
+    def _told_words(self) -> list[str]:
+        """Each word that a mask was read from, with how it was chosen."""
+        how = "given" if self.settings.foreground_word else "automatic"
+        chosen = (self._word.chosen[prompt] for prompt in sorted(self._word.chosen))
+        return [f"{word} ({how})" for word in dict.fromkeys(filter(None, chosen))]
+
+    def _fronts(self) -> list[float]:
+        """The share of each picture that was in front at last, where that is known."""
+        if self.mask is None or self.usable is None:
+            return []
+        return [float(mask.float().mean()) for mask in self.mask[self.usable]]
 
     def _part(self, unit: Unit) -> str:
         """A unit's role in what was done."""
@@ -382,7 +412,8 @@ class Session:
             return
         if self._step is None or call.step != self._step:
             self._step = call.step
-            self._renew_mask(call)
+            with self.outcome.timed(waits=True):
+                self._renew_mask(call)
         self._read_word(call)
 
     def _read_word(self, call: Call) -> None:
@@ -469,6 +500,8 @@ class Session:
 
     def _observe(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> None:
         """Keep the foreground unit's deviation where the automatic word needs it."""
+        devices = {tensor.device.type for tensors in residuals.values() for tensor in tensors}
+        self.outcome.queued |= bool(devices - {"cpu"})
         if self._call is None or not self.settings.reads_word:
             return
         for unit, tensors in residuals.items():

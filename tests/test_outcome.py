@@ -4,13 +4,16 @@ import gc
 import logging
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import tiny_controlnet, tiny_unet
 
+import lib_ccn.outcome as outcome_module
+import lib_ccn.session as session_module
 from lib_ccn.errors import told, without_frames
-from lib_ccn.outcome import spans
+from lib_ccn.outcome import Account, Outcome, shares, spans
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings
 from lib_ccn.units import Call, Unit
@@ -68,7 +71,11 @@ TOLD = {
         {},
         4,
         lambda step: [0, 1],
-        ["unit 0 (foreground), unit 1 (background): pix+channel", "steps 1 to 3, mask from all"],
+        [
+            "unit 0 (foreground), unit 1 (background): pix+channel",
+            "KV-Injection in layers 0 to 3, steps 1 to 3, mask from all, 100 % of the picture",
+            " for fusion and mask",
+        ],
         ["nothing", "calls"],
     ),
     "the sum": (
@@ -118,7 +125,7 @@ TOLD = {
         {"start_step": 2},
         5,
         lambda step: [0, 1] if step == 4 else [0],
-        ["in 1 of 5 calls", "KV-Injection in step 4, mask from all"],
+        ["in 1 of 5 calls", "KV-Injection in layers 0 to 3, step 4, mask"],
         ["nothing"],
     ),
     "without the foreground unit": (
@@ -181,7 +188,10 @@ def test_tiles_are_not_said_to_be_injected(unet, nets, start_step):
 
 def test_injection_alone_is_told_beside_the_sum(unet, nets):
     session = generate(a_session(unet, nets, fusion="sum"), 3)
-    assert "sum, as the host makes it; KV-Injection in steps 1 to 2" in session.summary()
+    assert (
+        "sum, as the host makes it; KV-Injection in layers 0 to 3, steps 1 to 2"
+        in session.summary()
+    )
     assert session.shortfalls == []
 
 
@@ -211,6 +221,104 @@ def test_after_an_error_the_line_says_so(unet, nets):
 )
 def test_steps_in_words(numbers, text):
     assert spans(numbers) == text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([0.314], "31 %"), ([0.5, 0.123, 0.3], "12 to 50 %"), ([0, 0.001], "0 %")]
+)
+def test_shares_in_words(numbers, text):
+    assert shares(numbers) == text
+
+
+def test_the_layers_are_those_from_the_start_layer_on(unet, nets):
+    assert "in layers 2 to 3," in generate(a_session(unet, nets, start_layer=2), 3).summary()
+    assert "in layer 3," in generate(a_session(unet, nets, start_layer=3), 3).summary()
+
+
+@pytest.mark.parametrize(("given", "how"), [("", "star (automatic)"), ("star", "star (given)")])
+def test_the_word_is_told_with_how_it_was_chosen(unet, nets, given, how):
+    session = a_session(unet, nets, mask_source="word", foreground_word=given)
+    session._word.chosen = {0: "star"}
+    session.mask = torch.tensor([[[True, False], [False, False]]])
+    session.usable = torch.tensor([True])
+    session.outcome.inject(1, 2, [0])
+    assert f"mask from word {how}, 25 % of the picture in front" in session.summary()
+
+
+def test_a_picture_without_a_mask_has_no_share(unet, nets):
+    session = a_session(unet, nets)
+    session.mask = torch.ones(3, 2, 2, dtype=torch.bool)
+    session.mask[1] = False
+    session.mask[2, 0] = False
+    session.usable = torch.tensor([True, False, True])
+    assert session.account().fronts == [1, 0.5]
+
+
+class TestCost:
+    """What it took, as far as that is known."""
+
+    def slow(self, monkeypatch, seconds):
+        """A fusion that takes so long, and ControlNets that take longer."""
+        own = session_module.fuse_residuals
+
+        def fuse(*args):
+            clock.now += seconds
+            return own(*args)
+
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr(session_module, "fuse_residuals", fuse)
+        ticking = SimpleNamespace(perf_counter=lambda: clock.now)
+        monkeypatch.setattr(outcome_module, "time", ticking)
+        return clock
+
+    def test_the_hosts_own_time_is_not_ours(self, unet, nets, monkeypatch):
+        clock = self.slow(monkeypatch, 0.25)
+        session = a_session(unet, nets)
+        with session:
+            for step in range(3):
+                session.begin_call(Call(SIZE, step, [0, 0], [1]))
+                found = {}
+                for unit in session.running_order(session.units):
+                    clock.now += 10
+                    found[unit] = session.run(unit, lambda unit=unit: run_net(unit.module))
+                session.fuse(found)
+        assert session.account().line().endswith("about 0.8 s for fusion and mask")
+
+    def test_of_an_accelerator_only_the_asking_is_known(self):
+        """Where the mask is read, work is waited for that is the UNet's."""
+        outcome = Outcome(Settings(), fused=3, seconds=2.5, waited=2.2, queued=True)
+        assert outcome.cost() == "about 0.3 s to ask the GPU for fusion and mask"
+
+    def test_a_little_is_no_nothing(self):
+        assert Outcome(Settings(), fused=1, seconds=0.01).cost().startswith("less than 0.1 s")
+        assert Outcome(Settings()).cost() == ""
+
+
+class TestJoined:
+    """Several batches of one generation are one line."""
+
+    def run(self, unet, nets, steps, **settings):
+        return generate(a_session(unet, nets, **settings), steps).account()
+
+    def test_counts_and_times_add_up(self, unet, nets):
+        first, second = (self.run(unet, nets, steps) for steps in (3, 5))
+        joined = first.joined(second)
+        assert joined.outcome.calls == joined.outcome.fused == 8
+        assert joined.outcome.seconds == first.outcome.seconds + second.outcome.seconds
+        assert "steps 1 to 4, mask from all, 100 % of" in joined.line()
+        assert joined.line().count("unit 0 (foreground)") == 1
+
+    def test_what_was_said_is_not_said_again(self, unet, nets):
+        first, second = (self.run(unet, nets, 2, start_step=9) for _ in range(2))
+        assert first.joined(second).line().count("nothing was injected") == 1
+
+    def test_one_that_stood_aside_is_a_note(self, unet, nets):
+        aside = Account(notes=["the units are summed: oh no"])
+        done = self.run(unet, nets, 3)
+        for joined in (aside.joined(done), done.joined(aside)):
+            assert joined.line().startswith("unit 0 (foreground)")
+            assert joined.line().endswith("; the units are summed: oh no")
+        assert aside.joined(aside).line() == aside.line() == "the units are summed: oh no"
 
 
 class Large:

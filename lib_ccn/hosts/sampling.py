@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..errors import told, without_frames
+from ..outcome import Account
 from ..prompt import TokenizedPrompt
 from ..session import Session
 from ..settings import Settings, SettingsError, fields, page_message
@@ -141,11 +142,11 @@ class Sampling:
             log.warning("Cross-ControlNet stands aside: %s%s", self.aside, cause)
             self.error = without_frames(error)
 
-    def summary(self) -> str:
-        """What was done in this run, in one line."""
+    def account(self) -> Account:
+        """What was done in this run."""
         if self.aside is not None:
-            return f"the units are summed: {self.aside}"
-        return _NOT_ASKED if self.session is None else self.session.summary()
+            return Account(notes=[f"the units are summed: {self.aside}"])
+        return Account(notes=[_NOT_ASKED]) if self.session is None else self.session.account()
 
     def notes(self) -> list[str]:
         """What the user is to be told of this run."""

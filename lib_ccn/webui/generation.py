@@ -23,18 +23,22 @@ from ..hosts import a1111, forge
 from ..hosts.in_front import free_copy, put_in_front
 from ..hosts.sampling import Sampling
 from ..images import decode_mask
+from ..outcome import Account
 from ..settings import Settings, SettingsError, fields, page_message
 from ..showable import showable
 from . import options
 from .arguments import Request
-from .pictures import mask_strip
+from .pictures import Result, in_one_column
 from .refusal import RefusedError
+from .xyz import in_grid
 
 log = logging.getLogger(__name__)
 
 HOSTS = (forge, a1111)
 NOTE = "CCN note"
 WORD = "CCN word"
+DONE = "CCN done"
+_COMMENT = "Cross-ControlNet: "
 _OUTER = 1  # how many generations may be going on around a new one
 
 
@@ -81,7 +85,7 @@ class Generations:
         """A picture of the batch is done."""
         generation = self._of(p)
         if generation is not None:
-            generation.show_mask(picture)
+            generation.show_result(picture)
 
     def postprocess(self, p: Any, processed: Any) -> None:
         """The generation is done."""
@@ -117,7 +121,7 @@ class Generation:
         p: the WebUI's processing object.
         settings: in use.
         notes: what the user is told, in the picture's text and under it.
-        masks: the foreground mask of each picture of the latest batch.
+        result: what there is to show of each picture of the latest batch.
         broken: whether its sampling raised something.
         on_end: what undoes that it was begun.
     """
@@ -127,7 +131,7 @@ class Generation:
         self.settings: Settings = request.settings
         self.strict = request.strict
         self.notes: list[str] = []
-        self.masks: Tensor | None = None
+        self.result = Result()
         self.broken = False
         self.on_end: list[Callable[[], None]] = []
         self._problem = request.problem
@@ -136,6 +140,8 @@ class Generation:
         self._samplings: list[Sampling] = []
         self._strips: list[tuple[int, Image.Image]] = []
         self._words: list[str] = []
+        # Of the first pass and of the hires pass, over all batches.
+        self._accounts: dict[bool, Account] = {}
         self._host: Any = next((host for host in HOSTS if host.is_here(p)), None)
         self._write_settings(request.to_infotext())
 
@@ -156,6 +162,7 @@ class Generation:
             self._problem = "no ControlNet that it can work with is installed"
         if self._problem is not None:
             self.note(self._problem)
+            self.p.comment(_COMMENT + self.notes[-1])
 
     def before_sampling(self, x: Any, cond: Any) -> None:
         """Step in between the units and the UNet for the run that is about to begin."""
@@ -182,28 +189,35 @@ class Generation:
             log.warning("Cross-ControlNet %s", sampling.aside, exc_info=error)
         self._samplings.append(sampling)
 
-    def show_mask(self, picture: Image.Image) -> None:
-        """Put the mask beside a picture of the batch, where the settings ask for it."""
+    def show_result(self, picture: Image.Image) -> None:
+        """Put what was done beside a picture of the batch, where the settings ask for it."""
         number = int(getattr(self.p, "batch_index", 0))
-        if not self.settings.show_mask or self.masks is None or not number < len(self.masks):
+        if not self.settings.show_mask or not number < self.result.pictures:
             return
         try:
-            strip = mask_strip(picture, self.masks[number])
+            strip = self.result.strip(picture, number)
             place = int(getattr(self.p, "iteration", 0)) * int(self.p.batch_size) + number
             self._strips.append((place, strip))
             if options.saves_masks() and self.p.save_samples():
                 _save(self.p, strip, number)
         except Exception as error:
-            log.warning("Cross-ControlNet cannot show the mask: %s", error, exc_info=error)
+            log.warning("Cross-ControlNet cannot show what was done: %s", error, exc_info=error)
 
     def deliver(self, processed: Any) -> None:
-        """Add the masks to the results, each with the text of its picture.
+        """Add the strips to the results, each with the text of its picture; say what was done.
 
         Forge and its kin have `extra_result_images` for such pictures, but reForge's API leaves
-        them out. The page looks for a text for every picture that it saves.
+        them out. The page looks for a text for every picture that it saves. Of a cell, X/Y/Z takes
+        the first picture only: there the strips, which begin with the picture, take its place.
         """
+        given = getattr(processed, "extra_generation_params", None)
+        if self.lines and isinstance(given, dict):  # the grid's cells share the mapping
+            processed.extra_generation_params = {**given, DONE: self.lines}
         images = getattr(processed, "images", None)
         if not self._strips or not isinstance(images, list):
+            return
+        if images and in_grid(self.p):
+            images[0] = in_one_column([strip for _place, strip in self._strips])
             return
         texts = list(getattr(processed, "infotexts", None) or [getattr(processed, "info", "")])
         own = texts[int(getattr(processed, "index_of_first_image", 0)) :]
@@ -212,17 +226,25 @@ class Generation:
         processed.infotexts = [*(texts + filling)[: len(images)], *more]
         images.extend(strip for _place, strip in self._strips)
 
+    @property
+    def lines(self) -> list[str]:
+        """What was done, a line for each pass."""
+        found = ((_pass(hires), account.line()) for hires, account in self._accounts.items())
+        return [showable(which + line) for which, line in found]
+
     def note(self, text: str) -> None:
-        """Tell the user something: in the picture's text, and under the picture."""
+        """Tell the user something in the picture's text."""
         text = showable(text)
         if text not in self.notes:
             self.notes.append(text)
             self.p.extra_generation_params[NOTE] = "; ".join(self.notes)
-            self.p.comment(f"Cross-ControlNet: {text}")
 
     def end(self) -> None:
         """Leave nothing of ours behind; may be repeated."""
         self._close_samplings()
+        for line in self.lines:
+            log.info("%s", line)
+        self._accounts.clear()
         while self.on_end:
             self.on_end.pop()()
 
@@ -247,7 +269,7 @@ class Generation:
         self.p.extra_generation_params.update({**names, NOTE: None, WORD: None, **texts})
 
     def _sample(self, own: Callable[[], Any]) -> Any:
-        self._samplings, self.masks = [], None
+        self._samplings, self.result = [], Result()
         self._refuse(self._problem)
         try:
             result = own()
@@ -270,27 +292,38 @@ class Generation:
             raise RefusedError(reason)
 
     def _report(self) -> None:
-        """Say what became of the batch's sampling runs; the latest mask is the pictures'.
+        """Say what became of the batch's sampling runs; what the latest shows is the pictures'.
 
         With the hires fix a unit may be for one pass only: where there is nothing to fuse in one
         of them, it is enough that the other has it.
         """
         sufficed = any(sampling.did_all for sampling in self._samplings)
+        before = self.lines
         for sampling in self._samplings:
             if sampling.needless:
                 continue
-            which = "hires pass: " if sampling.hires else ""
             for text in sampling.notes():
-                self.note(which + text)
-            log.info("%s%s", which, sampling.summary())
+                self.note(_pass(sampling.hires) + text)
+            account, earlier = sampling.account(), self._accounts.get(sampling.hires)
+            joined = account if earlier is None else earlier.joined(account)
+            self._accounts[sampling.hires] = joined
             session = sampling.session
-            if session is not None and session.mask is not None:
-                self.masks = session.mask.expand(sampling.pictures, -1, -1)
+            if session is not None:
+                self.result.take(session, sampling.pictures)
                 self._write_words([showable(word) for word in session.words(sampling.pictures)])
-            refusal = sampling.refusal(sufficed)
-            self._refuse(None if refusal is None else which + refusal)
-        if self.settings.show_mask and self.masks is None and not self.notes:
-            self.note("there is no mask to show: too few steps")
+        self._comment(before)
+        for sampling in self._samplings:
+            refusal = None if sampling.needless else sampling.refusal(sufficed)
+            self._refuse(None if refusal is None else _pass(sampling.hires) + refusal)
+
+    def _comment(self, before: Sequence[str]) -> None:
+        """Say what was done under the picture, in place of what was said there `before`."""
+        comments = getattr(self.p, "comments", None)
+        if isinstance(comments, dict):
+            for line in before:
+                comments.pop(_COMMENT + line, None)
+        for line in self.lines:
+            self.p.comment(_COMMENT + line)
 
     def _write_words(self, words: Sequence[str]) -> None:
         """Which word each picture's mask is from, where the method chose it."""
@@ -301,12 +334,14 @@ class Generation:
         self._words[first : first + len(words)] = words
         several = len(set(self._words)) > 1
         self.p.extra_generation_params[WORD] = list(self._words) if several else self._words[0]
-        for word in dict.fromkeys(filter(None, words)):
-            self.p.comment(f"Cross-ControlNet: foreground word: {word}")
 
     def _close_samplings(self) -> None:
         for sampling in self._samplings:
             sampling.end()
+
+
+def _pass(hires: bool) -> str:
+    return "hires pass: " if hires else ""
 
 
 def _was_run(sampling: Sampling) -> bool:
@@ -330,5 +365,5 @@ def _save(p: Any, strip: Image.Image, number: int) -> None:
         p.prompts[number],
         opts.samples_format,
         p=p,
-        suffix="-cross-controlnet-mask",
+        suffix="-cross-controlnet-result",
     )

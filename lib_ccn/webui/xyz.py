@@ -36,6 +36,7 @@ AXES = {
 # The plot expands ranges such as "0-1 (+0.1)" for exactly these two types.
 _TYPES: dict[str, type] = {"number": float, "integer": int, "step": int}
 _DIGITS = 8
+_PLOT = "xyz_grid.py"
 
 
 def register() -> None:
@@ -47,7 +48,7 @@ def register() -> None:
     from modules import scripts
 
     for data in scripts.scripts_data:
-        if Path(data.path).name == "xyz_grid.py":
+        if Path(data.path).name == _PLOT:
             _add(data.module)
 
 
@@ -60,6 +61,15 @@ def _add(plot: ModuleType) -> None:
         options.extend(option for option in new if option.label not in present)
     except Exception:
         log.warning("no axes in the X/Y/Z plot %s", getattr(plot, "__file__", plot), exc_info=True)
+
+
+def in_grid(p: Any) -> bool:
+    """Whether `p` is a cell of an X/Y/Z plot."""
+    scripts = getattr(getattr(p, "scripts", None), "selectable_scripts", None)
+    chosen = next(iter(getattr(p, "script_args", None) or ()), 0)
+    if not scripts or not isinstance(chosen, int) or not 0 < chosen <= len(scripts):
+        return False
+    return Path(str(getattr(scripts[chosen - 1], "filename", ""))).name == _PLOT
 
 
 def axis(name: str, make: Callable[..., Any]) -> Any:

@@ -244,7 +244,7 @@ class TestSecondTries:
         assert ask(node.head)["output"][0].unique().item() == 4.0
         assert node.head.back
         assert sampling.aside == "RuntimeError: CUDA out of memory"
-        assert sampling.summary() == "the units are summed: RuntimeError: CUDA out of memory"
+        assert sampling.account().line() == "the units are summed: RuntimeError: CUDA out of memory"
 
 
 class TestInFront:

@@ -1,11 +1,14 @@
 """The extension's own routes, presets and infotext, and X/Y/Z, all over HTTP."""
 
 import json
+import math
 
 import numpy as np
 import pytest
-from hosts.cases import EVERYWHERE, METHOD, SIZE, STEPS, encoded, painted_mask, using
+from hosts.cases import EVERYWHERE, METHOD, SIZE, STEPS, encoded, hires, painted_mask, using
 from hosts.client import distance, same
+
+from lib_ccn.webui.pictures import GAP, PAPER, SMALLEST
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -72,6 +75,7 @@ def test_infotext_of_every_setting_comes_back(host):
     )
     given = {k: v for k, v in settings.to_dict(only_changed=True).items() if k != "version"}
     reply = host.generate(using(host.requests.body(steps=1), given))
+    assert r'CCN foreground word: "12x34, \"star\": 50% (red:1.2)"' in reply.infotexts[0]
     pasted = host.client.pasted(reply.infotexts[0])
     assert Settings.from_infotext(pasted) == settings
 
@@ -87,19 +91,76 @@ def test_mask_image(host):
     assert left.note == ""
 
 
-def test_mask_pictures(host):
-    """One more image per picture, as wide as three."""
+def strips_of(reply, panels):
+    """The pictures of a reply that are strips of so many panels."""
+    factor = math.ceil(SMALLEST / SIZE)
+    width = panels * (SIZE * factor + GAP) + GAP
+    everything = (*reply.pictures, *reply.extras)
+    return [p for p in everything if p.shape[1] == width and p.shape[0] > SIZE * factor]
+
+
+def first_panel(strip):
+    """The picture that a strip begins with, at its own size."""
+    factor = math.ceil(SMALLEST / SIZE)
+    side = SIZE * factor
+    top = next(n for n in range(len(strip)) if (strip[n, GAP : GAP + side] != PAPER).any(-1).all())
+    return strip[top : top + side : factor, GAP : GAP + side : factor]
+
+
+def test_result_strips(host):
+    """One more image per picture: itself, its mask, who won at three depths."""
     body = host.requests.body(batch_size=2)
     plain = host.generate(using(body, METHOD))
     shown = host.generate(using(body, {**METHOD, "show_mask": True}))
     assert same(plain, shown)
-    strips = [p for p in shown.extras if p.shape[:2] == (SIZE, 3 * SIZE)]
+    strips = strips_of(shown, 5)
     assert len(strips) == 2
     assert len(shown.extras) == len(plain.extras) + 2
     for picture, strip in zip(shown.pictures, strips, strict=True):
-        assert np.array_equal(strip[:, :SIZE], picture)
-        mask = strip[:, SIZE : 2 * SIZE]
-        assert set(np.unique(mask)) <= {0, 255}
+        assert np.array_equal(first_panel(strip), picture)
+
+
+@pytest.mark.parametrize(
+    ("settings", "panels"),
+    [
+        ({**METHOD, "fusion": "sum"}, 2),
+        ({**METHOD, "start_step": 149}, 5),
+        ({**EVERYWHERE, "inject": False, "mask_source": "word", "foreground_word": "absent"}, 4),
+        ({**METHOD, "fusion": "sum", "mask_source": "word", "foreground_word": "absent"}, 1),
+    ],
+    ids=["sum", "nothing injected", "no mask", "nothing at all"],
+)
+def test_a_strip_shows_what_there_is(host, settings, panels):
+    reply = host.generate(using(host.requests.body(), {**settings, "show_mask": True}))
+    assert len(strips_of(reply, panels)) == 1
+
+
+def test_strips_of_a_hires_pass_are_as_large_as_its_picture(host):
+    reply = host.generate(using(hires(host.requests), {**METHOD, "show_mask": True}))
+    (picture,) = reply.pictures
+    factor = math.ceil(SMALLEST / picture.shape[1])
+    width = 5 * (picture.shape[1] * factor + GAP) + GAP
+    assert [p.shape[1] for p in reply.extras].count(width) == 1
+    assert [line.startswith("hires pass: ") for line in reply.parameters["CCN done"]] == [
+        False,
+        True,
+    ]
+
+
+def test_what_was_done_is_told(host):
+    """In the API's info, and not in the text of the picture."""
+    reply = host.generate(using(host.requests.body(batch_size=2, n_iter=2), METHOD))
+    (line,) = reply.parameters["CCN done"]
+    for part in (
+        "(foreground)",
+        "(background)",
+        "pix+channel, delta 0.7",
+        "KV-Injection in layers",
+    ):
+        assert part in line
+    assert "of the picture in front" in line
+    assert "for fusion and mask" in line
+    assert not any("CCN done" in text for text in reply.infotexts)
 
 
 class TestGrid:
@@ -136,6 +197,15 @@ class TestGrid:
         for delta in (0, 0.5, 1):
             alone = host.generate(using(host.requests.body(), {**EVERYWHERE, "delta": delta}))
             assert any(np.array_equal(alone.pictures[0], cell) for cell in cells), delta
+
+    def test_a_cell_shows_its_strip(self, host, settled):
+        label = next(x for x in self.labels(host) if x.startswith(PREFIX) and "Delta" in x)
+        settings = {**EVERYWHERE, "show_mask": True}
+        strips = strips_of(self.run(host, label, "0, 1", settings), 5)
+        for delta in (0, 1):
+            alone = host.generate(using(host.requests.body(), {**settings, "delta": delta}))
+            (own,) = strips_of(alone, 5)
+            assert any(np.array_equal(own, strip) for strip in strips), delta
 
 
 def test_steps_are_counted_from_zero(host):

@@ -1,6 +1,7 @@
 """The way of a generation through the script's callbacks, in a WebUI of a few lines."""
 
 import copy
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 from PIL import Image
 
 from lib_ccn.hosts.controlnet_script import too_few
+from lib_ccn.outcome import Account, Outcome
 from lib_ccn.settings import Settings
 from lib_ccn.showable import has_hidden
 from lib_ccn.webui import generation
 from lib_ccn.webui.arguments import Request, read
-from lib_ccn.webui.generation import NOTE, WORD, Generations
+from lib_ccn.webui.generation import DONE, NOTE, WORD, Generations
 from lib_ccn.webui.refusal import RefusedError
 
 SIZE = (4, 4)
@@ -37,11 +39,11 @@ class P:
 
     def __init__(self, generations, hires=False, saves=True):
         self.generations, self.hires, self.saves = generations, hires, saves
-        self.extra_generation_params, self.comments = {}, []
+        self.extra_generation_params, self.comments = {}, {}
         self.is_hr_pass, self.batch_index, self.batch_size, self.iteration = False, 0, 1, 0
 
     def comment(self, text):
-        self.comments.append(text)
+        self.comments[text] = 1
 
     def save_samples(self):
         return self.saves
@@ -51,16 +53,20 @@ class P:
         running = self.generations._of(self)
         sampling = running._samplings[-1] if running and running._samplings else None
         if sampling and sampling.aside is None:
-            sampling.session = SimpleNamespace(
+            session = SimpleNamespace(
                 notes=[],
                 error=None,
                 mask=torch.ones(1, 2, 2, dtype=torch.bool),
-                summary=str,
+                usable=torch.ones(1, dtype=torch.bool),
                 shortfalls=[],
                 ended_early=False,
+                outcome=Outcome(Settings()),
+                winners=None,
                 words=lambda pictures: [""] * pictures,
                 close=lambda: None,
             )
+            session.account = lambda: Account(notes=session.notes or ["all well"])
+            sampling.session = session
 
     def sample(self):
         self.run()
@@ -167,7 +173,7 @@ class TestWhatIsSaid:
         with_sessions(monkeypatch, p, NOT_INJECTED)
         generate(p, a_request(strict=False))
         assert p.extra_generation_params[NOTE] == "nothing was injected: no step"
-        assert p.comments == ["Cross-ControlNet: nothing was injected: no step"]
+        assert list(p.comments) == ["Cross-ControlNet: nothing was injected: no step"]
 
     @pytest.mark.parametrize("passes", [[NOT_INJECTED], [NOT_INJECTED] * 2])
     def test_strict_refuses_what_no_pass_did(self, host, monkeypatch, passes):
@@ -217,7 +223,6 @@ class TestWhatIsSaid:
         with_sessions(monkeypatch, p, word, {})
         generate(p, a_request())
         assert p.extra_generation_params[WORD] == "red (automatic)"
-        assert p.comments == ["Cross-ControlNet: foreground word: red (automatic)"]
         generate(p, a_request())
         assert p.extra_generation_params[WORD] is None, "nothing stays of the picture before"
 
@@ -242,7 +247,64 @@ class TestWhatIsSaid:
         generate(p, a_request(foreground_word="star"))
         assert p.extra_generation_params[WORD] is None
         assert p.extra_generation_params["CCN foreground word"] == "star"
-        assert p.comments == []
+
+
+class TestTheLine:
+    """What was done: one line for each pass, under the picture, on the console, in the API."""
+
+    def run(self, p, request, batches=1, params=None):
+        p.generations.process(p, request)
+        for p.iteration in range(batches):
+            p.sample()
+        shared = dict(p.extra_generation_params)
+        processed = SimpleNamespace(images=[], extra_generation_params=shared)
+        p.generations.postprocess(p, processed)
+        return processed, shared
+
+    def told(self, caplog):
+        return [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+
+    @pytest.mark.parametrize("hires", [False, True])
+    @pytest.mark.parametrize("batches", [1, 3])
+    def test_is_one_for_each_pass(self, host, caplog, hires, batches):
+        p = P(Generations(), hires=hires)
+        with caplog.at_level(logging.INFO):
+            processed, shared = self.run(p, a_request(), batches)
+        lines = ["all well", "hires pass: all well"][: 1 + hires]
+        assert list(p.comments) == [f"Cross-ControlNet: {line}" for line in lines]
+        assert self.told(caplog) == lines
+        assert processed.extra_generation_params[DONE] == lines
+        assert DONE not in shared, "the cells of a grid share it"
+        assert DONE not in p.extra_generation_params, "it is in no picture's text"
+
+    def test_grows_with_the_batches(self, host, monkeypatch):
+        p = P(Generations())
+        accounts = iter(Account(Outcome(Settings(), fused=1, calls=1, seconds=n)) for n in (1, 2))
+        with_sessions(monkeypatch, p, *({"account": lambda: next(accounts)} for _ in range(2)))
+        self.run(p, a_request(), 2)
+        (line,) = p.comments
+        assert "about 3.0 s" in line
+
+    def test_says_why_nothing_was_done(self, host):
+        host.answers = {False: too_few(1, 1)}
+        p = P(Generations())
+        self.run(p, a_request(strict=False))
+        (line,) = p.comments
+        assert line.startswith("Cross-ControlNet: the units are summed: fewer than two units")
+        assert line.endswith(too_few(1, 1))
+
+    def test_of_others_comments_stays(self, host):
+        p = P(Generations())
+        p.comment("theirs")
+        self.run(p, a_request(), 2)
+        assert list(p.comments) == ["theirs", "Cross-ControlNet: all well"]
+
+    @pytest.mark.parametrize("settings", [{}, {"fusion": "sum", "inject": False}])
+    def test_is_none_where_the_method_is_off(self, host, settings):
+        p = P(Generations())
+        p.generations.process(p, Request(Settings(**settings)))
+        p.sample()
+        assert p.comments == {}
 
 
 class TestTheSameObjectAgain:
@@ -366,7 +428,8 @@ class TestMaskStrips:
         images, texts = ["grid"], ["of the grid"]
         for p.iteration in range(batches):
             p.sample()
-            p.generations._running[-1].masks = torch.ones(count, 2, 2, dtype=torch.bool)
+            result = p.generations._running[-1].result
+            result.pictures, result.masks = count, [torch.ones(2, 2, dtype=torch.bool)] * count
             for p.batch_index in range(count):
                 p.generations.postprocess_image(p, Image.new("RGB", (8, 8)))
                 images.append(f"{p.iteration}.{p.batch_index}")
@@ -382,6 +445,25 @@ class TestMaskStrips:
         own = ["of 0.0", "of 0.1", "of 1.0", "of 1.1"]
         assert processed.infotexts == ["of the grid", *own, "of the grid", *own]
         assert all(isinstance(strip, Image.Image) for strip in processed.images[-4:])
+
+    @pytest.mark.parametrize("plot", [True, False])
+    def test_are_the_cells_of_a_plot(self, host, saved, plot):
+        """X/Y/Z takes the first picture of a cell."""
+        p = P(Generations())
+        name = "xyz_grid.py" if plot else "prompt_matrix.py"
+        scripts = [SimpleNamespace(filename="other.py"), SimpleNamespace(filename=f"/a/{name}")]
+        p.scripts, p.script_args = SimpleNamespace(selectable_scripts=scripts), [2, "more"]
+        processed = self.pictures(p, a_request(show_mask=True), 1, 1)
+        assert isinstance(processed.images[0], Image.Image) == plot
+        assert len(processed.images) == (3 if plot else 4)
+        assert processed.infotexts[0] == "of the grid"
+
+    @pytest.mark.parametrize("chosen", [0, 3, "2", None])
+    def test_are_pictures_of_their_own_without_a_plot(self, host, saved, chosen):
+        p = P(Generations())
+        scripts = [SimpleNamespace(filename="xyz_grid.py")]
+        p.scripts, p.script_args = SimpleNamespace(selectable_scripts=scripts), (chosen,)
+        assert self.pictures(p, a_request(show_mask=True), 1, 1).images[0] == "grid"
 
     def test_without_them_the_results_are_the_hosts(self, host, saved):
         processed = self.pictures(P(Generations()), a_request())
@@ -421,7 +503,7 @@ class TestRefused:
         texts = p.extra_generation_params
         assert texts.items() >= self.TEXT.items()
         assert told in texts[NOTE]
-        assert p.comments == [f"Cross-ControlNet: {texts[NOTE]}"]
+        assert list(p.comments) == [f"Cross-ControlNet: {texts[NOTE]}"]
         assert not has_hidden(str(texts))
         str(texts).encode("utf-8")
         assert host.samplings == [], "nothing is fused"
@@ -444,4 +526,4 @@ class TestRefused:
         p = P(Generations())
         generate(p, a_request(strict=False))
         assert "RuntimeError" in p.extra_generation_params[NOTE]
-        assert not has_hidden(p.extra_generation_params[NOTE] + p.comments[0])
+        assert not has_hidden(p.extra_generation_params[NOTE] + "".join(p.comments))
