@@ -37,7 +37,7 @@ def test_error_costs_the_fusion_only(host, first, target, after, plain):
     assert len(reply.pictures) == 1
     if plain:
         assert same(first, reply)
-    if not target.endswith("summary"):
+    if not target.endswith("account"):
         assert "oh no" in reply.note
 
 
