@@ -20,8 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
@@ -29,6 +32,8 @@ MINORS = (10, 11, 12)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 INDEX_VARIABLE = "CCN_TORCH_INDEX"
 MODULE_OF = {"pillow": "PIL"}  # where it is not the package's own name
+WINDOWS = os.name == "nt"
+LINE_EVERY = 30  # seconds between two lines of a step's progress where there is no terminal
 
 
 class SetupError(Exception):
@@ -123,7 +128,7 @@ def unsupported(version: tuple[int, int], system: str, machine: str, is_64bit: b
 def other_python() -> str | None:
     """A supported Python of this machine, as one would type it."""
     for minor in reversed(MINORS):
-        words = ["py", f"-3.{minor}"] if os.name == "nt" else [f"python3.{minor}"]
+        words = ["py", f"-3.{minor}"] if WINDOWS else [f"python3.{minor}"]
         if shutil.which(words[0]) is None:
             continue
         # A version manager's shim may be on the path for a Python that is not.
@@ -172,8 +177,7 @@ class Environment:
         self.root = root
         self.verbose = verbose
         self.folder = root / ".venv"
-        windows = os.name == "nt"
-        self.python = self.folder / ("Scripts/python.exe" if windows else "bin/python")
+        self.python = self.folder / ("Scripts/python.exe" if WINDOWS else "bin/python")
         self.stamp = self.folder / "ccn-stamp.json"
         self.version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         self.torch_index = os.environ.get(INDEX_VARIABLE) or None
@@ -313,7 +317,7 @@ class Environment:
             return f"after the installation {', '.join(lacking)} did not fit"
         status, output = self.step("checking", [str(self.python), "-I", "-c", IMPORTS])
         if status:
-            hint = "\nPyTorch needs the Visual C++ Redistributable." if os.name == "nt" else ""
+            hint = "\nPyTorch needs the Visual C++ Redistributable." if WINDOWS else ""
             return f"the packages are installed but do not load:\n{tail(output)}{hint}"
         partial = self.stamp.with_suffix(".tmp")
         partial.write_text(json.dumps(stamp, indent=1), encoding="utf-8")
@@ -350,50 +354,50 @@ class Environment:
         return self.step(title, [str(self.python), "-m", "pip", *options, *arguments])
 
     def step(self, title: str, command: list[str]) -> tuple[int, str]:
-        """Run one step behind one line of progress; its exit status and output."""
-        started = time.monotonic()
-        variables = self.variables()
+        """Run one step and show that it goes on; its exit status and output.
+
+        On a terminal that is one line that counts the seconds, elsewhere a line now and then.
+        Raises KeyboardInterrupt, once the program has ended, when we were told to stop.
+        """
         if self.verbose:
             return self.shown(title, command)
-        say(f"{title} ...", end="")
+        started, line = time.monotonic(), f"{title} ..."
+        back, end = ("\r", "") if sys.stderr.isatty() else ("", "\n")
+        due = 1 if back else LINE_EVERY
+        say(line, end=end)
         with tempfile.TemporaryFile() as file:
-            child = subprocess.Popen(command, env=variables, stdout=file, stderr=file)
-            try:
+            with apart(command, env=self.variables(), stdout=file, stderr=file) as (child, told):
                 while True:
                     try:
                         status = child.wait(timeout=1)
                         break
                     except subprocess.TimeoutExpired:
-                        if sys.stderr.isatty():
-                            say(f"\r{title} ... {time.monotonic() - started:.0f} s", end="")
-            except KeyboardInterrupt:
-                # The terminal has told the child as well; let it tidy up.
-                child.wait()
-                raise
+                        seconds = time.monotonic() - started
+                        if seconds >= due:
+                            due += 1 if back else LINE_EVERY
+                            say(f"{back}{line} {seconds:.0f} s", end=end)
             file.seek(0)
             output = file.read().decode("utf-8", "replace")
+        if told:
+            raise KeyboardInterrupt
         seconds = time.monotonic() - started
-        say(f"\r{title} ... " if sys.stderr.isatty() else " ", end="")
-        say(f"{seconds:.0f} s" if status == 0 else "no")
+        say(f"{back}{line} " + (f"{seconds:.0f} s" if status == 0 else "no"))
         return status, output
 
     def shown(self, title: str, command: list[str]) -> tuple[int, str]:
         """`step` with the program's output let through."""
         say(f"{title}: {' '.join(command)}")
-        child = subprocess.Popen(
-            command,
-            env=self.variables(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
+        options: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "replace"}
+        options.update(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         lines = []
-        for line in child.stdout or ():
-            lines.append(line)
-            say(line, end="")
-        return child.wait(), "".join(lines)
+        with apart(command, env=self.variables(), **options) as (child, told):
+            for line in child.stdout or ():
+                lines.append(line)
+                say(line, end="")
+            status = child.wait()
+        if told:
+            raise KeyboardInterrupt
+        return status, "".join(lines)
 
     def variables(self) -> dict[str, str]:
         """The user's variables, less those that would lead the environment's Python astray."""
@@ -402,35 +406,65 @@ class Environment:
         kept.update(PYTHONUTF8="1", PIP_USER="0")
         return kept
 
-    def run(self, arguments: list[str], folder: Path | None = None) -> int:
-        """Run the environment's Python in the user's terminal and folder; its exit status.
+    def become(self, arguments: list[str], folder: Path | None = None) -> int:
+        """Go on as the environment's Python, in the user's terminal and folder.
 
-        Ctrl-C is the child's to handle; a child ended by signal n gives 128 + n, as in a shell.
+        It is this process then, so that every signal is its own, whoever sends it. Windows knows
+        no such thing: there it is run, and its exit status returned.
         """
-        variables = self.variables()
-        variables["PYTHONPATH"] = str(self.root)
+        if not WINDOWS:
+            sys.stdout.flush()
+            if folder is not None:
+                os.chdir(folder)
+            os.execve(self.python, [str(self.python), *arguments], self.own_variables())
+        return self.run(arguments, folder)
 
-        child: subprocess.Popen[bytes] | None = None
+    def run(self, arguments: list[str], folder: Path | None = None) -> int:
+        """Run the environment's Python, one program of several; its exit status.
 
-        def leave_it(*_: object) -> None:
-            """Do nothing; unlike SIG_IGN, not inherited by the child."""
-
-        def hand_on(*_: object) -> None:
-            """End the child; we end with it."""
-            if child is not None:
-                child.terminate()
-
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        if before[signal.SIGINT] is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, leave_it)
-        signal.signal(signal.SIGTERM, hand_on)
-        try:
-            child = subprocess.Popen([str(self.python), *arguments], env=variables, cwd=folder)
+        A child ended by signal n gives 128 + n, as in a shell.
+        """
+        command = [str(self.python), *arguments]
+        with apart(command, env=self.own_variables(), cwd=folder) as (child, _):
             status = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         return 128 - status if status < 0 else status
+
+    def own_variables(self) -> dict[str, str]:
+        """`variables` for a program of this project."""
+        return {**self.variables(), "PYTHONPATH": str(self.root)}
+
+
+@contextmanager
+def apart(command: list[str], **options: Any) -> Iterator[tuple[subprocess.Popen[Any], list[int]]]:
+    """Start a program in a session of its own, and hand on to it every signal that we get.
+
+    A terminal's Ctrl-C goes to us alone then, as a signal sent to our number does: it reaches the
+    program once in either case. On Windows a console's Ctrl-C has reached it already.
+
+    Yields the program and the signals handed on so far.
+    """
+    child: subprocess.Popen[Any] | None = None
+    told: list[int] = []
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        if child is not None and not (WINDOWS and number == signal.SIGINT):
+            child.send_signal(number)
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, hand_on)
+        child = subprocess.Popen(command, start_new_session=True, **options)
+        if told:  # before there was a child
+            hand_on(told.pop(), None)
+        yield child, told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tail(output: str, lines: int = 15) -> str:
@@ -442,7 +476,7 @@ def run_tests(environment: Environment, options: list[str]) -> int:
     """Every check, whether or not an earlier one failed; with options, pytest alone."""
     pytest = ("-m", COMMANDS["test"].module, *COMMANDS["test"].arguments)
     if options:
-        return environment.run([*pytest, *options], environment.root)
+        return environment.become([*pytest, *options], environment.root)
     results = []
     for name, arguments in (*CHECKS, ("pytest", pytest)):
         print(f"== {name}", flush=True)
@@ -509,7 +543,7 @@ def dispatch(arguments: list[str], root: Path) -> int:
     # `tests` is no package, and another one of that name may be installed.
     is_folder = "/" in command.module
     start = [str(root / command.module)] if is_folder else ["-m", command.module]
-    return environment.run([*start, *command.arguments, *rest])
+    return environment.become([*start, *command.arguments, *rest])
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:

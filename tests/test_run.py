@@ -287,6 +287,8 @@ class TestCommandLine:
 
     def test_options_and_status_pass_through(self, root, monkeypatch, capfd, tmp_path):
         prepared = []
+        # As on Windows: elsewhere the tests themselves would become the command.
+        monkeypatch.setattr(run, "WINDOWS", True)
         monkeypatch.setattr(
             run.Environment, "prepare", lambda self, groups: prepared.append(groups)
         )
@@ -325,7 +327,7 @@ class TestCommandLine:
     def test_verbose_is_ours_before_the_command_only(self, root, monkeypatch):
         seen = []
         monkeypatch.setattr(run.Environment, "prepare", lambda self, _: seen.append(self.verbose))
-        monkeypatch.setattr(run.Environment, "run", lambda self, arguments, folder=None: 0)
+        monkeypatch.setattr(run.Environment, "become", lambda self, arguments, folder=None: 0)
         run.main(["--verbose", "demo"], root)
         run.main(["demo", "--verbose"], root)
         assert seen == [True, False]
@@ -418,11 +420,16 @@ import run
 from pathlib import Path
 environment = run.Environment(Path({root!r}))
 environment.python = Path(sys.executable)
-sys.exit(environment.run(["-c", {child!r}]))
+sys.exit(environment.{way}(["-c", {child!r}]))
 """
+    PATIENT = (
+        "import time\n"
+        "try:\n print('up', flush=True); time.sleep(30)\n"
+        "except KeyboardInterrupt:\n time.sleep(.5); print('tidied'); raise SystemExit(9)"
+    )
 
-    def start(self, child):
-        code = self.SCRIPT.format(root=str(ROOT), child=child)
+    def start(self, child, way):
+        code = self.SCRIPT.format(root=str(ROOT), child=child, way=way)
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdout=subprocess.PIPE,
@@ -433,29 +440,61 @@ sys.exit(environment.run(["-c", {child!r}]))
         assert process.stdout.readline() == "up\n"
         return process
 
-    def test_ctrl_c_is_the_childs(self):
-        child = (
-            "import time\n"
-            "try:\n print('up', flush=True); time.sleep(30)\n"
-            "except KeyboardInterrupt:\n time.sleep(.5); print('tidied'); raise SystemExit(9)"
-        )
-        process = self.start(child)
+    @pytest.mark.parametrize("way", ["become", "run"])
+    @pytest.mark.parametrize("to", [os.kill, getattr(os, "killpg", None)], ids=["alone", "group"])
+    def test_an_interrupt_reaches_the_program_once(self, way, to):
+        process = self.start(self.PATIENT, way)
         time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
+        to(process.pid, signal.SIGINT)
         out, error = process.communicate(timeout=90)
         assert (process.returncode, out, error) == (9, "tidied\n", "")
 
-    def test_termination_ends_the_child(self):
-        process = self.start("import time; print('up', flush=True); time.sleep(30)")
+    @pytest.mark.parametrize("way", ["become", "run"])
+    def test_termination_ends_the_program(self, way):
+        process = self.start("import time; print('up', flush=True); time.sleep(30)", way)
         process.terminate()
         process.communicate(timeout=90)  # returns once the child has let go of the pipes
-        assert process.returncode == 128 + signal.SIGTERM
+        assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
     def test_child_that_is_killed(self):
         code = "print('up', flush=True); import os; os.kill(os.getpid(), 9)"
-        process = self.start(code)
+        process = self.start(code, "run")
         process.communicate(timeout=90)
         assert process.returncode == 137
+
+    @pytest.mark.parametrize("verbose", [False, True])
+    def test_an_interrupted_step_ends_its_program(self, root, verbose, capfd):
+        """The interrupt comes from the program itself, to this process alone."""
+        code = (
+            "import os, signal, time\n"
+            "os.kill(os.getppid(), signal.SIGINT)\n"
+            "try:\n time.sleep(30)\n"
+            "except KeyboardInterrupt:\n print('told')"
+        )
+        environment = run.Environment(root, verbose)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            environment.step("waiting", [sys.executable, "-c", code])
+        assert time.monotonic() - started < 20
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class TestProgress:
+    def test_without_a_terminal_it_is_plain_lines(self, root, monkeypatch, capfd):
+        monkeypatch.setattr(run, "LINE_EVERY", 1)
+        status, _ = run.Environment(root).step(
+            "installing", [sys.executable, "-c", "import time; time.sleep(2.5)"]
+        )
+        lines = capfd.readouterr().err.splitlines()
+        assert status == 0
+        assert lines[0] == "installing ..."
+        assert len(lines) >= 3
+        assert all(re.fullmatch(r"installing \.\.\. \d+ s", line) for line in lines[1:])
+
+    def test_on_a_terminal_it_is_one_line(self, root, monkeypatch, capfd):
+        monkeypatch.setattr(run.sys.stderr, "isatty", lambda: True, raising=False)
+        run.Environment(root).step("installing", [sys.executable, "-c", "raise SystemExit(1)"])
+        assert capfd.readouterr().err == "installing ...\rinstalling ... no\n"
 
 
 def use_this_python(monkeypatch):
@@ -477,4 +516,5 @@ def record_runs(monkeypatch, statuses=None):
 
     monkeypatch.setattr(run.Environment, "prepare", lambda self, groups: None)
     monkeypatch.setattr(run.Environment, "run", record)
+    monkeypatch.setattr(run.Environment, "become", record)
     return calls
