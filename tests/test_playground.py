@@ -11,6 +11,7 @@ from PIL import Image
 
 from lib_ccn.fusion import AVERAGED, channel_fusion, pix_fusion
 from lib_ccn.hosts.diffusers import cross_controlnet
+from lib_ccn.playground import page_first
 from lib_ccn.playground import page_views as views
 from lib_ccn.playground.demo_model import generate, load_pipeline
 from lib_ccn.playground.examples import bundled_examples
@@ -108,22 +109,38 @@ class TestStart:
 
     def test_the_first_start_saves_the_values_it_shows(self, tmp_path):
         store = PresetStore(tmp_path / "new")
-        name = starting_preset(store, bundled=True, steps=20)
+        name = starting_preset(store, bundled=True)
         values = store.load(name)
         assert (values["start_step"], values["mask_reduction"]) == ("auto", 2)
 
+    def test_a_model_of_ones_own_starts_as_the_paper(self, tmp_path):
+        store = PresetStore(tmp_path / "new")
+        assert starting_preset(store, bundled=False) == "Paper (SD 1.5)"
+        assert not store.folder.exists()
+
     def test_a_preset_changed_by_the_user_stays(self, tmp_path):
         store = PresetStore(tmp_path)
-        name = starting_preset(store, bundled=True, steps=20)
+        name = starting_preset(store, bundled=True)
         store.save(name, {"delta": 0.2})
-        assert starting_preset(store, bundled=True, steps=20) == name
+        assert starting_preset(store, bundled=True) == name
         assert store.load(name)["delta"] == 0.2
 
     def test_a_folder_that_cannot_be_written_costs_the_preset_alone(self, tmp_path, capsys):
         file = tmp_path / "file"
         file.write_text("")
-        assert starting_preset(PresetStore(file / "below"), bundled=False, steps=20) == ""
+        assert starting_preset(PresetStore(file / "below"), bundled=True) == ""
         assert "cannot be saved" in capsys.readouterr().err
+
+
+class TestFirst:
+    def test_the_finished_example_is_what_the_page_makes(self):
+        made = page_first.make()
+        for shipped, own in zip(page_first.finished(), (made.plain, made.fused), strict=True):
+            assert np.abs(pixels(shipped) - pixels(own)).mean() < 1
+
+    def test_it_is_small(self):
+        sizes = [path.stat().st_size for path in page_first.FOLDER.iterdir()]
+        assert sum(sizes) < 20_000
 
 
 class TestConditions:
@@ -349,6 +366,12 @@ class TestStudio:
 
 
 class TestViews:
+    @pytest.mark.parametrize(("step", "used"), [(1, "used by"), (2, "used by"), (0, "no mask yet")])
+    def test_an_automatic_start_is_counted_in_the_orders_steps(self, outcome, step, used):
+        settings = outcome.order.settings.replace(start_step="auto")
+        automatic = replace(outcome, order=replace(outcome.order, settings=settings))
+        assert used in views.mask_view(automatic, step)[1]
+
     def test_a_mask_is_shown_where_there_is_one(self, outcome):
         image, note = views.mask_view(outcome, 2)
         assert image.size == (512, 512)

@@ -4,6 +4,7 @@ Needs gradio, which `run.py test` installs. The browser's test needs selenium an
 """
 
 import importlib.util
+import io
 import os
 import re
 import socket
@@ -13,12 +14,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from lib_ccn.playground import page_first, page_views
 from lib_ccn.playground.demo_model import load_pipeline
 from lib_ccn.playground.examples import bundled_examples
 from lib_ccn.playground.page_command import keep_to_this_machine, serve
-from lib_ccn.playground.page_inputs import editor_value, shown_condition
-from lib_ccn.playground.page_run import Studio
+from lib_ccn.playground.page_inputs import editor_value, received, shown_condition
+from lib_ccn.playground.page_run import OrderError, Studio
 from lib_ccn.settings import fields
 from lib_ccn.webui.arguments import PAGE
 from lib_ccn.webui.presets import PresetStore
@@ -30,6 +33,7 @@ Events = importlib.import_module("lib_ccn.playground.page_events").Events
 
 ROOT = Path(__file__).parents[1]
 WINDOW = SimpleNamespace(session_hash="a window")
+WORD = "#txt2img_cross_controlnet_foreground_word"
 
 
 def browser_tools():
@@ -52,7 +56,7 @@ def events(studio):
 
 @pytest.fixture(scope="module")
 def made(studio, tmp_path_factory):
-    start = page.Start(bundled_examples(), 3.0, "")
+    start = page.Start(bundled_examples(), 3.0, "", page_first.finished())
     return page.build(studio, PresetStore(tmp_path_factory.mktemp("presets")), start)
 
 
@@ -67,16 +71,27 @@ def controls(**changes):
     """The page's values in the order of the click."""
     example = bundled_examples()[0]
     pictures = [editor_value(shown_condition(c)) for c in (example.foreground, example.background)]
-    values = {"prompt": example.prompt, "steps": 2, "second": True, **changes}
+    values = {"prompt": example.prompt, "seed": 0, "steps": 2, "guidance": 3.0, "second": True}
+    values.update(changes)
     method = {name: fields()[name].default for name in PAGE}
     method.update({"enabled": True, "foreground_word": example.word, "start_step": 1})
     return [
-        *(values["prompt"], "", 0, values["steps"], 3.0),
+        *(values["prompt"], "", values["seed"], values["steps"], values["guidance"]),
         *(True, "outline", pictures[0]),
         *(values["second"], "regions", pictures[1]),
         *(False, "regions", None),
         *(values.get(name, method[name]) for name in PAGE),
     ]
+
+
+def generate(events, window=WINDOW, outcome=None, **changes):
+    """What a click on Generate gives, one after the other."""
+    return events.generate(window, outcome, lambda: controls(**changes))
+
+
+def shown(update):
+    """What an update gives to each output, by name."""
+    return dict(zip(("outcome", *Events.VIEWS), update, strict=True))
 
 
 def said(updates):
@@ -87,14 +102,14 @@ def said(updates):
 
 class TestEvents:
     def test_a_click_ends_with_both_pictures_and_their_inside(self, events):
-        updates = list(events.generate(WINDOW, *controls()))
-        last = dict(zip(("outcome", *Events.VIEWS), updates[-1], strict=True))
+        updates = list(generate(events))
+        last = shown(updates[-1])
         assert last["plain"].size == last["fused"].size == (512, 512)
         assert last["inside"]["visible"]
         assert "star" in last["status"]
         assert any("Plain sum: step" in text for text in said(updates))
         assert any("Cross-ControlNet: step" in text for text in said(updates))
-        mask, note, winner, legend, layers = events.look(last["outcome"], 1, 2)
+        mask, note, winner, legend, layers, _ = events.look(last["outcome"], 1, 2)
         assert mask.size == winner.size == (512, 512)
         assert "Step 1" in note
         assert "outline" in legend
@@ -105,28 +120,65 @@ class TestEvents:
         [
             ({"second": False}, "Two ControlNets"),
             ({"steps": 0}, "Steps: 0 is not 1 to 100"),
+            ({"steps": None}, "Steps: None is no number"),
+            ({"seed": -5}, "Seed: -5 is not 0 to 4294967295"),
+            ({"seed": "x"}, "is no number"),
+            ({"guidance": 1e9}, "Guidance: 1000000000.0 is not 1 to 30"),
             ({"delta": 7}, "Delta (delta) = 7"),
             ({"foreground_unit": "2"}, "foreground_unit"),
             ({"mask_source": "image"}, "mask_image"),
         ],
     )
     def test_what_is_refused_is_said_in_words(self, events, changes, words):
-        text = said(events.generate(WINDOW, *controls(**changes)))[-1]
+        text = said(generate(events, **changes))[-1]
         assert words in text
         assert "ccn-wrong" in text
         assert "Traceback" not in text
+
+    @pytest.mark.parametrize("changes", [{"seed": -5}, {"second": False}])
+    @pytest.mark.parametrize("before", ["nothing", "the finished example", "an outcome"])
+    def test_what_is_refused_wipes_nothing(self, events, changes, before):
+        outcome = None
+        if before == "an outcome":
+            outcome = SimpleNamespace(plain=Image.new("RGB", (64, 64), "red"), fused=None)
+        elif before == "the finished example":
+            events = Events(events._studio, [], page_first.finished())
+        *_, last = generate(events, outcome=outcome, **changes)
+        picture = shown(last)["plain"]
+        if before == "nothing":
+            assert picture is None
+        else:
+            wanted = page_first.finished()[0] if outcome is None else outcome.plain
+            assert np.array_equal(picture.resize((64, 64), 0), wanted)
+
+    @pytest.mark.parametrize(("step", "layer"), [(None, 0), (-1, 0), (0, "x"), (99, 0), (0, 7.5)])
+    def test_a_place_that_cannot_be_looked_at_is_said_in_words(self, events, step, layer, caplog):
+        *_, last = generate(events)
+        assert "ccn-wrong" in events.look(last[0], step, layer)[-1]
+        assert not caplog.text
+
+    def test_an_error_while_looking_is_said_in_words(self, events, monkeypatch):
+        *_, last = generate(events)
+        monkeypatch.setattr(page_views, "mask_view", lambda *_: 1 / 0)
+        status = events.look(last[0], 0, 0)[-1]
+        assert "Looking inside failed (ZeroDivisionError)" in status
+
+    @pytest.mark.parametrize("values", [[], [None] * 3])
+    def test_values_that_cannot_be_read_at_all_end_in_words(self, events, values):
+        *_, last = events.generate(WINDOW, None, lambda: values)
+        assert "The generation failed" in shown(last)["status"]
 
     def test_an_unforeseen_error_is_said_in_words(self, events, studio, monkeypatch, caplog):
         def fail(*_):
             raise RuntimeError("out of <memory>\nmany more lines")
 
         monkeypatch.setattr(studio, "_make", fail)
-        text = said(events.generate(WINDOW, *controls()))[-1]
+        text = said(generate(events))[-1]
         assert "RuntimeError): out of &lt;memory&gt;</div>" in text
         assert "out of <memory>" in caplog.text
 
     def test_cancel_ends_the_generation_of_its_own_window(self, events):
-        updates = events.generate(WINDOW, *controls(steps=40))
+        updates = generate(events, steps=40)
         next(updates)
         events.cancel(SimpleNamespace(session_hash="another"))
         next(updates)
@@ -135,19 +187,40 @@ class TestEvents:
         assert not events._running
 
     def test_a_window_that_is_closed_ends_its_generation(self, events, studio):
-        updates = events.generate(WINDOW, *controls(steps=60))
+        updates = generate(events, steps=60)
         next(updates)
         updates.close()
-        other = list(events.generate(SimpleNamespace(session_hash="b"), *controls()))
+        other = list(generate(events, window=SimpleNamespace(session_hash="b")))
         assert other[-1][0].fused is not None
 
     def test_an_example_fills_the_page(self, events):
         example = bundled_examples()[4]
-        prompt, seed, word, outline, regions, *on = events.example_values(4)
+        prompt, seed, word, outline, regions, *on, _ = events.example_values(4)
         assert (prompt, seed, word) == (example.prompt, example.seed, example.word)
         assert np.asarray(outline["background"]).shape == (512, 512, 3)
         assert not np.array_equal(outline["background"], regions["background"])
         assert on == [True, True, False]
+
+
+class TestReceived:
+    def test_pictures_are_decoded_and_the_rest_is_left_to_its_reader(self, tmp_path):
+        path = tmp_path / "grey.png"
+        Image.new("RGB", (8, 8), "grey").save(path)
+        editor = page.gr.ImageEditor(label="Condition 0", type="pil")
+        sent = {"background": None, "layers": [], "composite": {"path": str(path)}}
+        seed = page.gr.Number(0, minimum=0)
+        picture, number = received([editor, seed], [sent, -5])
+        assert picture["composite"].size == (8, 8)
+        assert number == -5
+
+    @pytest.mark.parametrize("content", [b"", b"this is no picture", b"\x89PNG\r\n\x1a\n"])
+    def test_what_is_no_picture_is_refused_by_its_label(self, content, tmp_path):
+        path = tmp_path / "bad.png"
+        path.write_bytes(content)
+        editor = page.gr.ImageEditor(label="Condition 0", type="pil")
+        sent = {"background": {"path": str(path)}, "layers": [], "composite": None}
+        with pytest.raises(OrderError, match="Condition 0 cannot be used"):
+            received([editor], [sent])
 
 
 class TestPage:
@@ -162,7 +235,8 @@ class TestPage:
         head = page.head()
         for path in (*(ROOT / "javascript").glob("*.js"), ROOT / "style.css"):
             assert path.read_text("utf-8") in head
-        assert head.count("</script>") == len(list((ROOT / "javascript").glob("*.js")))
+        assert (ROOT / "lib_ccn/playground/page.js").read_text("utf-8") in head
+        assert head.count("</script>") == 1 + len(list((ROOT / "javascript").glob("*.js")))
 
     def test_no_font_is_fetched(self):
         assert not page.theme()._stylesheets
@@ -186,31 +260,138 @@ class TestServed:
         port = int(url.rstrip("/").rpartition(":")[2])
         assert serve(made, port, opens=False) is None
 
-    def test_in_a_browser(self, url, tmp_path):
-        tools = browser_tools()
-        try:
-            driver = tools.start_browser()
-        except RuntimeError as reason:
-            pytest.skip(f"{reason}")
-        try:
-            self.click_through(tools, tools.Page(driver, url, tmp_path))
-        finally:
-            driver.quit()
+
+@pytest.fixture(scope="module")
+def tools():
+    return browser_tools()
+
+
+@pytest.fixture(scope="module")
+def shown_page(tools, url, tmp_path_factory):
+    """The page in a browser."""
+    try:
+        driver = tools.start_browser()
+    except RuntimeError as reason:
+        pytest.skip(f"{reason}")
+    yield tools.Page(driver, url, tmp_path_factory.mktemp("screenshots"))
+    driver.quit()
+
+
+SCROLLS_INSIDE = """
+return [...document.querySelectorAll('body *')].filter(element =>
+    /auto|scroll/.test(getComputedStyle(element).overflowY) && element.clientHeight > 0
+    && element.scrollHeight > element.clientHeight + 2).map(element => element.outerHTML);
+"""
+RIM = """
+const coloured = element => getComputedStyle(element).backgroundColor !== 'rgba(0, 0, 0, 0)';
+let below = arguments[0];
+while (!coloured(below)) below = below.parentElement;
+return [getComputedStyle(arguments[0].querySelector('div')).borderColor,
+    getComputedStyle(below).backgroundColor];
+"""
+DROP = """
+const [place, name, content] = arguments, dataTransfer = new DataTransfer();
+dataTransfer.items.add(new File([content], name, {type: 'image/png'}));
+const drop = new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer});
+place.dispatchEvent(drop);
+"""
+
+
+class TestBrowser:
+    def open(self, tools, shown, width=1500, height=800):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        shown.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        shown.driver.get(shown.url)
+        tools.until(lambda: shown.all("#ccn_condition_1 canvas"), "editors", 60)
+        tools.until(lambda: shown.value(f"{WORD} textarea, {WORD} input") == "star", "the word", 60)
+        shown.settle()
+
+    def box(self, shown, selector):
+        script = (
+            "const b = arguments[0].getBoundingClientRect(); return [b.x, b.y, b.right, b.bottom]"
+        )
+        return shown.js(script, shown.one(selector))
+
+    def pixels(self, shown, selector):
+        picture = Image.open(io.BytesIO(shown.one(selector).screenshot_as_png)).convert("RGB")
+        return np.asarray(picture.resize((64, 64))).astype(int)
+
+    @pytest.mark.parametrize("width", [400, 1000, 1500])
+    def test_the_first_sight(self, tools, shown_page, width):
+        self.open(tools, shown_page, width)
+        *_, bottom = self.box(shown_page, "#txt2img_generate")
+        assert bottom < 540
+        for name in ("plain", "fused"):
+            left, top, right, end = self.box(shown_page, f"#ccn_{name} img")
+            assert bottom < top < end <= 800
+            assert 0 <= left < right <= width
+        assert "made beforehand" in shown_page.text("#ccn_status")
+        assert shown_page.js("return document.documentElement.scrollWidth") <= width
+        assert shown_page.js(SCROLLS_INSIDE) == []
+
+    def test_generate_and_the_status_stay_in_sight(self, tools, shown_page):
+        self.open(tools, shown_page, 400)
+        shown_page.js("window.scrollTo(0, 1500)")
+        for selector in ("#txt2img_generate", "#ccn_status"):
+            _, top, _, bottom = self.box(shown_page, selector)
+            assert 0 <= top < bottom < 200
+
+    def test_the_brushs_colour_has_a_visible_rim(self, tools, shown_page):
+        self.open(tools, shown_page)
+        rim, below = shown_page.js(RIM, shown_page.one("#ccn_condition_0 button[aria-label=Color]"))
+        dark, light = (sum(map(int, re.findall(r"\d+", text)[:3])) for text in (rim, below))
+        assert abs(dark - light) > 450
+
+    def test_a_refused_seed_ends_in_words(self, tools, shown_page):
+        self.open(tools, shown_page)
+        shown_page.js(tools.SET_TEXT, shown_page.one("#ccn_seed input"), "-5")
+        shown_page.click("#txt2img_generate")
+        told = "Seed: -5 is not 0 to"
+        tools.until(lambda: told in shown_page.text("#ccn_status"), "the refusal")
+        assert shown_page.all("#ccn_plain img")
+
+    @pytest.mark.parametrize("way", ["picked", "dropped"])
+    def test_a_file_that_is_no_picture_wipes_nothing(self, tools, shown_page, way, tmp_path):
+        self.open(tools, shown_page)
+        place = "#ccn_condition_0"
+        before = self.pixels(shown_page, f"{place} canvas")
+        if way == "picked":
+            file = tmp_path / f"{way}.png"
+            file.write_text("this is no picture")
+            shown_page.one(f"{place} input[type=file]").send_keys(str(file))
+        else:
+            zone = shown_page.one(f"{place} [data-testid=image]")
+            shown_page.js(DROP, zone, f"{way}.png", "this is no picture")
+        told = f"{way}.png is no picture"
+        tools.until(lambda: told in shown_page.text("#ccn_status"), "the refusal")
+        shown_page.settle()
+        assert np.abs(self.pixels(shown_page, f"{place} canvas") - before).mean() < 5
+
+    def test_a_picture_is_taken(self, tools, shown_page, tmp_path):
+        self.open(tools, shown_page)
+        place = "#ccn_condition_0"
+        before = self.pixels(shown_page, f"{place} canvas")
+        Image.new("RGB", (64, 64), "green").save(tmp_path / "green.png")
+        shown_page.one(f"{place} input[type=file]").send_keys(str(tmp_path / "green.png"))
+
+        def differs():
+            return np.abs(self.pixels(shown_page, f"{place} canvas") - before).mean() > 20
+
+        tools.until(differs, "the picture")
+
+    def test_click_through(self, tools, shown_page):
+        self.open(tools, shown_page)
+        self.click_through(tools, shown_page)
 
     def click_through(self, tools, shown):
         def text(selector):
             return shown.js("return arguments[0].textContent", shown.one(selector))
 
-        word = "#txt2img_cross_controlnet_foreground_word"
-
         def value(selector):
             return shown.js("return arguments[0].value", shown.one(selector))
 
-        field = f"{word} textarea, {word} input"
-        shown.driver.get(shown.url)
+        field = f"{WORD} textarea, {WORD} input"
         tools.until(lambda: shown.all(".ccn-chip"), "chips of the first example's words", 60)
-        tools.until(lambda: shown.all("#ccn_condition_1 canvas"), "editors", 60)
-        tools.until(lambda: value(field) == "star", "the example's word")
         assert text(".ccn-badge") == "2 units fused + injection"
         shown.click(".ccn-chip")
         tools.until(lambda: value(field) == "cyan star", "a phrase, after a click on a chip")

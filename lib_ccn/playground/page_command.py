@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ..settings import Settings, SettingsError
-from ..webui.presets import METHOD, PresetError, PresetStore
+from ..webui.presets import BUILT_IN, METHOD, PresetError, PresetStore
 from .demo_model import ModelError, load_pipeline
 from .examples import bundled_examples
 from .options import BUNDLED_GUIDANCE, BUNDLED_MASK_REDUCTION, GUIDANCE
+from .page_first import finished
 from .page_options import FIRST_PORT, PORTS, PageOptions
 from .page_run import Studio
 from .page_views import short_names
 
 HOST = "127.0.0.1"
+DEMO_PRESET = "Demo model"
 
 
 def run(options: PageOptions) -> int:
@@ -40,7 +42,8 @@ def run(options: PageOptions) -> int:
         # A model with two ControlNets of its own was trained on scenes like these.
         examples=bundled_examples() if options.controlnets is None else [],
         guidance_scale=BUNDLED_GUIDANCE if bundled else GUIDANCE,
-        preset=starting_preset(store, bundled, page.STEPS),
+        preset=starting_preset(store, bundled),
+        finished=finished() if bundled else None,
     )
     names = [str(net.config.get("_name_or_path") or "") for net in pipe.controlnet.nets]
     studio = Studio(pipe, short_names([Path(name).name or "ControlNet" for name in names]))
@@ -104,16 +107,15 @@ def keep_to_this_machine(variables: os._Environ[str] | dict[str, str]) -> None:
         variables[name] = ",".join([*others, HOST])
 
 
-def starting_preset(store: PresetStore, bundled: bool, steps: int) -> str:
-    """The preset that the accordion shows at first; it is saved when there is none yet."""
-    name = f"{'Demo model' if bundled else 'Stable Diffusion 1.5'}, {steps} steps"
-    settings = Settings()
-    if bundled:
-        settings = settings.replace(mask_reduction=BUNDLED_MASK_REDUCTION)
+def starting_preset(store: PresetStore, bundled: bool) -> str:
+    """The preset that the accordion shows at first; the demo model's is saved when it is not."""
+    if not bundled:
+        return next(iter(BUILT_IN))
+    settings = Settings(mask_reduction=BUNDLED_MASK_REDUCTION)
     try:
-        if name not in store.names():
-            store.save(name, {key: getattr(settings, key) for key in METHOD})
+        if DEMO_PRESET not in store.names():
+            store.save(DEMO_PRESET, {key: getattr(settings, key) for key in METHOD})
     except (PresetError, SettingsError) as error:
         print(f"the presets cannot be saved: {error}", file=sys.stderr)
         return ""
-    return name
+    return DEMO_PRESET

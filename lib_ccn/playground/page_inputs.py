@@ -59,8 +59,8 @@ def read_order(
     return Order(
         prompt=str(prompt or ""),
         negative_prompt=str(negative or ""),
-        seed=_whole("Seed", seed, 0, SEED_LIMIT),
-        steps=_whole("Steps", steps, 1, STEP_LIMIT),
+        seed=whole("Seed", seed, 0, SEED_LIMIT),
+        steps=whole("Steps", steps, 1, STEP_LIMIT),
         guidance_scale=_number("Guidance", guidance, 1, GUIDANCE_LIMIT),
         units=tuple(orders),
         settings=request.settings if request.settings.enabled else None,
@@ -96,7 +96,29 @@ def editor_value(picture: Image.Image | None) -> dict[str, Any] | None:
     return {"background": picture, "layers": [], "composite": picture}
 
 
-def _whole(label: str, value: Any, low: int, high: int) -> int:
+def received(components: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Decode what a browser sent for gradio's components: pictures only.
+
+    All other values stay as they are, for `read_order` to refuse in words.
+
+    Raises:
+        OrderError: a picture is no picture.
+    """
+    return [_decoded(*pair) for pair in zip(components, values, strict=True)]
+
+
+def _decoded(component: Any, value: Any) -> Any:
+    model = getattr(component, "data_model", None)
+    if model is None or value is None:
+        return value
+    try:
+        return component.preprocess(model(**value))
+    except Exception as error:  # whatever Pillow and gradio raise
+        raise OrderError(f"{component.label} cannot be used: it is no picture.") from error
+
+
+def whole(label: str, value: Any, low: int, high: int) -> int:
+    """A control's value as a whole number from `low` to `high`; raises OrderError."""
     number = _number(label, value, low, high)
     if number != int(number):
         raise OrderError(f"{label}: {value} is no whole number.")
@@ -109,5 +131,5 @@ def _number(label: str, value: Any, low: float, high: float) -> float:
     except (TypeError, ValueError, OverflowError):
         raise OrderError(f"{label}: {value!r} is no number.") from None
     if not low <= number <= high:
-        raise OrderError(f"{label}: {value} is not {low:g} to {high:g}.")
+        raise OrderError(f"{label}: {value} is not {low:.10g} to {high:.10g}.")
     return number

@@ -38,7 +38,8 @@ def mask_view(outcome: Outcome, step: int) -> tuple[Image.Image | None, str]:
             else f"Step {step}: no mask."
         )
     share = float(mask.float().mean())
-    injects = settings.inject and step >= settings.injection_start
+    start = settings.at_steps(outcome.order.steps).injection_start
+    injects = settings.inject and step >= start
     use = "used by KV-Injection" if injects else "not used yet" if settings.inject else "not used"
     return (
         overlay(enlarged(outcome.fused, WIDTH), mask),
