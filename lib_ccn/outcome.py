@@ -153,7 +153,7 @@ class Outcome:
         start = self.settings.injection_start
         label = fields()["start_step"].label.lower()
         if max(self.steps) < start:
-            return f"the {label} is {start}, and the sampler made {_steps(self.steps)}"
+            return f"the {label} is {start}, and the units ran in {spans(self.steps)} only"
         paired = {step for step in self.paired if step >= start}
         if not paired:
             when = f"from step {start} on " if start else ""
@@ -239,8 +239,3 @@ def _duration(seconds: float) -> str:
 
 def _once(values: Iterable[_Value]) -> list[_Value]:
     return list(dict.fromkeys(values))
-
-
-def _steps(steps: set[int]) -> str:
-    count = max(steps) + 1
-    return "one step only" if count == 1 else f"{count} steps, counted from 0"

@@ -350,8 +350,8 @@ def test_strict_refuses_a_word_of_a_prompt_that_is_not_known(pipe):
     ("settings", "said"),
     [
         ({"mask_reduction": 8}, "no cross-attention maps"),
-        ({"start_step": 4}, "the sampler made 4 steps"),
-        ({"start_step": 50}, "the sampler made 4 steps"),
+        ({"start_step": 4}, "the units ran in steps 0 to 3 only"),
+        ({"start_step": 50}, "the units ran in steps 0 to 3 only"),
     ],
 )
 def test_strict_refuses_what_did_not_come(pipe, settings, said):

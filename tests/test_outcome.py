@@ -111,14 +111,14 @@ TOLD = {
         {"start_step": 5},
         4,
         lambda step: [0, 1],
-        ["nothing injected", "start step is 5, and the sampler made 4 steps, counted from 0"],
+        ["nothing injected", "start step is 5, and the units ran in steps 0 to 3 only"],
         ["mask from"],
     ),
     "a single step": (
         {"start_step": 50},
         1,
         lambda step: [0, 1],
-        ["start step is 50, and the sampler made one step only"],
+        ["start step is 50, and the units ran in step 0 only"],
         ["mask from"],
     ),
     "the last step only": (
