@@ -130,11 +130,13 @@ class Outcome:
         An accelerator works on while the program goes on. KV-Injection is part of the ControlNets'
         own time.
         """
-        if not self.fused and not self.masked:
+        done = {"fusion": self.fused, "mask": self.masked}
+        what = " and ".join(name for name, was_done in done.items() if was_done)
+        if not what:
             return ""
         if self.queued:
-            return f"{_duration(self.seconds - self.waited)} to ask the GPU for fusion and mask"
-        return f"{_duration(self.seconds)} for fusion and mask"
+            return f"{_duration(self.seconds - self.waited)} to ask the GPU for {what}"
+        return f"{_duration(self.seconds)} for {what}"
 
     def shortfalls(self) -> list[str]:
         """What was asked for and did not happen, and why; empty before the first call."""

@@ -286,12 +286,18 @@ class TestCost:
 
     def test_of_an_accelerator_only_the_asking_is_known(self):
         """Where the mask is read, work is waited for that is the UNet's."""
-        outcome = Outcome(Settings(), fused=3, seconds=2.5, waited=2.2, queued=True)
+        outcome = Outcome(Settings(), fused=3, masked={1}, seconds=2.5, waited=2.2, queued=True)
         assert outcome.cost() == "about 0.3 s to ask the GPU for fusion and mask"
 
     def test_a_little_is_no_nothing(self):
         assert Outcome(Settings(), fused=1, seconds=0.01).cost().startswith("less than 0.1 s")
         assert Outcome(Settings()).cost() == ""
+
+    @pytest.mark.parametrize(
+        ("done", "what"), [({"fused": 1}, "fusion"), ({"masked": {1}}, "mask")]
+    )
+    def test_only_what_was_done_is_named(self, done, what):
+        assert Outcome(Settings(), seconds=1, **done).cost() == f"about 1.0 s for {what}"
 
 
 class TestJoined:

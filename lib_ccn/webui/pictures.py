@@ -102,7 +102,8 @@ def result_strip(
             panels.append((name + size, decision_image(won).resize(shown.size, _NEAREST)))
         units = enumerate(decision.units)
         legend += [(COLOURS[n % len(COLOURS)], unit_name(unit.name)) for n, unit in units]
-        legend.append((AVERAGED_COLOUR, f"averaged; step {decision.step}, counted from 0"))
+        legend.append((AVERAGED_COLOUR, "averaged"))
+        legend.append((None, f"in step {decision.step}, counted from 0"))
     return _laid_out(panels, [*legend, *((None, sentence) for sentence in said)])
 
 

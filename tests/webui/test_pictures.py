@@ -129,7 +129,8 @@ def test_the_legend_names_units_average_and_step(monkeypatch, bitmap):
         "2x2",
         "0: openpose",
         "1: depth",
-        "averaged; step 19, counted from 0",
+        "averaged",
+        "in step 19, counted from 0",
         "Nothing was injected.",
     ]
     legend = np.asarray(strip)[-30:].reshape(-1, 3)
