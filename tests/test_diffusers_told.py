@@ -283,7 +283,7 @@ def test_fused_projections_of_the_unet(pipe):
     with cross_controlnet(pipe, STRICT), pytest.raises(RuntimeError, match="fused projections"):
         generate(pipe)
     pipe.unfuse_qkv_projections(vae=False)
-    assert "KV-Injection in steps" in told(pipe)
+    assert "KV-Injection in layers 0 to 3, steps" in told(pipe)
 
 
 def test_fused_projections_of_the_controlnets(pipe):
@@ -314,7 +314,7 @@ def test_fused_projections_of_flux_are_heard():
     for net in pipe.controlnet.nets:
         net.fuse_qkv_projections()
     settings = {**STRICT, "mask_source": "word"}
-    assert "KV-Injection in steps 1 to 2" in told_flux(pipe, settings, "a star", arguments)
+    assert "KV-Injection in layers 0 to 3, steps 1 to 2" in told_flux(pipe, settings, "a star", arguments)
 
 
 # What strict refuses
