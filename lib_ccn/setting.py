@@ -44,7 +44,7 @@ class Setting:
 
     `minimum`, `maximum` and `step` belong to the kinds "number", "integer", "step" and "unit",
     `choices` to "choice", `maximum` to "text" too (characters). A "step" is one of the sampler's, a
-    "unit" one of the host's; either may be "auto".
+    "unit" one of the host's; either may be "auto". `titles` are what the page calls the choices.
     """
 
     kind: Literal["flag", "number", "integer", "choice", "step", "unit", "text", "image"]
@@ -56,6 +56,7 @@ class Setting:
     maximum: float = 0
     step: float = 1
     choices: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> str:

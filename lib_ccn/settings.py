@@ -63,6 +63,13 @@ class Settings:
         "residual (the paper's method), PixFusion alone, MaxFusion, the average, or the plain sum "
         "that the host makes itself.",
         choices=("pix+channel", "pix", "max", "mean", "sum"),
+        titles=(
+            "PixFusion + ChannelFusion (the paper)",
+            "PixFusion",
+            "MaxFusion",
+            "average",
+            "plain sum (off)",
+        ),
     )
     delta: float = _setting(
         "number",
@@ -134,6 +141,12 @@ class Settings:
         "Where the foreground is: from the attention to the foreground word, the whole picture, "
         "a mask image, or the silhouette in the foreground unit's condition image.",
         choices=("word", "all", "image", "silhouette"),
+        titles=(
+            "the word's attention",
+            "whole picture",
+            "a painted mask",
+            "the condition's silhouette",
+        ),
     )
     mask_threshold: float = _setting(
         "number",
@@ -162,7 +175,11 @@ class Settings:
         "White where the foreground is; used when the foreground mask comes from an image.",
     )
     show_mask: bool = _setting(
-        "flag", False, "Show mask", "CCN show mask", "Add the foreground mask to the results."
+        "flag",
+        False,
+        "Show what was done",
+        "CCN show mask",
+        "Adds a strip to the results: mask, and which unit won where.",
     )
     strict: bool = _setting(
         "flag",

@@ -121,10 +121,16 @@ def without_pictures(args: Sequence[Any]) -> list[Any] | None:
 
 
 def plain_value(name: str, value: Any) -> Any:
-    """Return a setting's value as the settings have it, given the value of its control."""
-    if fields()[name].kind in ("step", "unit") and isinstance(value, str):
+    """Return a setting's value as the settings have it, given the value of its control.
+
+    A choice may come by its title, as the page has it, or as itself.
+    """
+    setting = fields()[name]
+    if setting.kind in ("step", "unit") and isinstance(value, str):
         match = _NUMBER.fullmatch(value)
         return int(match[1]) if match else value
+    if isinstance(value, str) and value in setting.titles:
+        return setting.choices[setting.titles.index(value)]
     return value
 
 

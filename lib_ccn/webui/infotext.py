@@ -19,7 +19,12 @@ log = logging.getLogger(__name__)
 
 def page_value(name: str, value: Any) -> Any:
     """Return a setting's value as its control on the page holds it."""
-    return str(value) if fields()[name].kind in ("step", "unit") else value
+    setting = fields()[name]
+    if setting.kind in ("step", "unit"):
+        return str(value)
+    if setting.titles and value in setting.choices:
+        return setting.titles[setting.choices.index(value)]
+    return value
 
 
 def pasted(params: Mapping[str, Any]) -> dict[str, Any]:

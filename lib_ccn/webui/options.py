@@ -48,7 +48,7 @@ def register() -> None:
         SAVE_MASKS,
         False,
         "Save foreground masks",
-        "beside the pictures, whenever 'Show mask' is on",
+        "beside the pictures, whenever 'Show what was done' is on",
     )
     apply_log_level()
 
