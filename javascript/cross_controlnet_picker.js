@@ -1,4 +1,4 @@
-// The words of the prompt as chips under the foreground word's text field.
+// The foreground word of one row: a field for it, and the words of the prompt as chips beside it.
 (function (ccn) {
     "use strict";
 
@@ -6,38 +6,25 @@
         + "Shift: up to this word. Ctrl: this word only.";
     const EMPTY = "The words of the prompt appear here.";
 
-    function make(tag, className, text = "") {
-        const element = document.createElement(tag);
-        element.className = className;
-        element.textContent = text;
-        return element;
-    }
-
-    function setValue(field, text) {
-        field.value = text;
-        if (typeof updateInput === "function") updateInput(field);
-        else field.dispatchEvent(new Event("input", {bubbles: true}));
-    }
-
-    // All hosts leave out `# comments`; where that is an option, it is on at first.
-    const stripsComments = () =>
-        !(typeof opts === "object" && opts !== null && opts.enable_prompt_comments === false);
-
     class Picker {
-        constructor(tab) {
+        // `root` is the element that it fills; what is chosen goes into the accordion's own field.
+        constructor(tab, root) {
             this.tab = tab;
             this.id = `${tab}_cross_controlnet_foreground_word`;
-            this.root = null;
+            this.root = root;
+            this.root.translate = false;
         }
 
-        // Bring the chips up to date; costs next to nothing while the field is out of sight or
-        // nothing has changed.
-        update(app) {
-            const block = app.querySelector(`#${this.id}`);
+        // Bring the chips up to date; costs next to nothing while they are out of sight or nothing
+        // has changed.
+        update(app, {automatic}) {
+            const {stripsComments, textField} = ccn.page;
             const prompt = app.querySelector(`#${this.tab}_prompt textarea`);
-            const field = block?.querySelector("textarea, input:not([type]), input[type=text]");
-            if (!field || !prompt || !block.getClientRects().length) return;
-            if (this.root?.parentNode !== block || this.field !== field) this.attach(block, field);
+            const field = textField(app, this.id);
+            if (!field || !prompt || !this.root.getClientRects().length) return;
+            if (this.field !== field) this.attach(field);
+            const hint = automatic ? `automatic (last: ${automatic})` : "automatic";
+            if (this.input.placeholder !== hint) this.input.placeholder = hint;
             const comments = stripsComments();
             if (prompt.value !== this.prompt || comments !== this.comments) {
                 [this.prompt, this.comments, this.word] = [prompt.value, comments, null];
@@ -46,38 +33,29 @@
             }
             if (field.value !== this.word) {
                 this.word = field.value;
+                if (this.input.value !== this.word) this.input.value = this.word;
                 this.mark();
             }
         }
 
-        attach(block, field) {
-            block.querySelectorAll(".ccn-picker").forEach((old) => old.remove());
-            this.detach();
+        attach(field) {
+            const {make, setText} = ccn.page;
             [this.field, this.prompt, this.word] = [field, null, null];
-            this.root = make("div", "ccn-picker");
-            this.root.translate = false;
+            this.input = make("input", "ccn-field");
+            this.input.type = "text";
+            this.input.setAttribute("aria-label", "The word that names what is in front");
+            this.input.addEventListener("input", () => setText(this.field, this.input.value));
             this.chips = make("div", "ccn-chips");
             this.chips.setAttribute("role", "toolbar");
             this.chips.setAttribute("aria-label", "Words of the prompt");
             this.chips.title = HINT;
-            this.warning = make("div", "ccn-warning");
-            this.warning.id = `${this.id}_warning`;
-            this.warning.setAttribute("role", "status");
-            this.root.append(this.warning, this.chips);
             this.chips.addEventListener("click", (event) => this.onClick(event));
             this.chips.addEventListener("keydown", (event) => this.onKey(event));
-            block.append(this.root);
-        }
-
-        // Leave the plain text field, as if the picker had never been.
-        detach() {
-            this.root?.remove();
-            this.field?.classList.remove("ccn-missing");
-            this.field?.removeAttribute("aria-describedby");
-            this.root = null;
+            this.root.replaceChildren(this.input, this.chips);
         }
 
         build() {
+            const {make} = ccn.page;
             const parts = [];
             this.buttons = this.words.chips.map((chip, index) => {
                 const button = make("button", "ccn-chip", chip.text);
@@ -112,12 +90,9 @@
                 }
             });
             const missing = ccn.selection.isMissing(this.words, this.word);
-            this.field.classList.toggle("ccn-missing", missing);
-            this.warning.textContent = missing
-                ? `“${ccn.prompt.cleanWord(this.word)}” is not in the prompt as it is written.`
-                : "";
-            if (missing) this.field.setAttribute("aria-describedby", this.warning.id);
-            else this.field.removeAttribute("aria-describedby");
+            // The sentence above the rows says it in words.
+            this.input.classList.toggle("ccn-missing", missing);
+            this.input.setAttribute("aria-invalid", String(missing));
         }
 
         onClick(event) {
@@ -127,8 +102,9 @@
             const mode = only ? "only" : event.shiftKey ? "extend" : "click";
             const index = Number(button.dataset.index);
             this.focus(index);
-            setValue(this.field, ccn.selection.choose(this.words, this.field.value, index, mode));
-            this.word = this.field.value;
+            const word = ccn.selection.choose(this.words, this.field.value, index, mode);
+            ccn.page.setText(this.field, word);
+            this.word = this.input.value = word;
             this.mark();
         }
 
@@ -151,6 +127,5 @@
         }
     }
 
-    Picker.stripsComments = stripsComments;
     ccn.Picker = Picker;
 })(globalThis.crossControlNet ??= {});

@@ -7,6 +7,7 @@ from typing import Any
 
 from modules import script_callbacks, scripts, shared
 
+from lib_ccn.hosts import controlnet_script
 from lib_ccn.webui import api, arguments, options, xyz
 from lib_ccn.webui.accordion import TITLE, Accordion
 from lib_ccn.webui.generation import Generations
@@ -20,7 +21,7 @@ _MODEL_DROPDOWN = re.compile(
 class CrossControlNetScript(scripts.Script):
     """One for each tab: makes its accordion and hands the WebUI's callbacks on."""
 
-    sorting_priority = 11  # on the page, below ControlNet's 10
+    sorting_priority = 10.01  # on the page, directly below ControlNet's 10
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,9 +55,29 @@ class CrossControlNetScript(scripts.Script):
         element_id = kwargs.get("elem_id") or ""
         if _MODEL_DROPDOWN.fullmatch(element_id):
             self.models.append(component)
-        elif element_id == "script_list" and self.accordion is not None and self.models:
+        elif element_id == "script_list" and self.accordion is not None:
             # It comes after every script's part of the page.
-            self.accordion.follow_units(self.models)
+            self._stand_below_controlnet()
+            if self.models:
+                self.accordion.follow_units(self.models)
+
+    def _stand_below_controlnet(self) -> None:
+        """Move the accordion there, where the WebUI knows no priorities.
+
+        The order of the scripts themselves, and of their arguments, stays.
+        """
+        runner = scripts.scripts_img2img if self.is_img2img else scripts.scripts_txt2img
+        found = (
+            script
+            for script in runner.alwayson_scripts
+            if script.title() == controlnet_script.TITLE
+        )
+        above, own = getattr(next(found, None), "group", None), self.group
+        if above is None or own is None or above.parent is not own.parent:
+            return
+        siblings = own.parent.children
+        siblings.remove(own)
+        siblings.insert(siblings.index(above) + 1, own)
 
     def before_process(self, p: Any, *args: Any) -> None:
         """A generation is about to be prepared."""

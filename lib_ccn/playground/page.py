@@ -263,11 +263,14 @@ def _units(studio: Studio) -> list[UnitControls]:
 
 def _unit(studio: Studio, number: int, is_on: bool) -> UnitControls:
     names = list(studio.names)
+    # The accordion's scripts read a unit by the names that ControlNet gives its controls.
+    unit = f"{TAB}_controlnet_ControlNet-{number}_controlnet"
     with gr.Column(min_width=260):
         with gr.Row():
             box = gr.Checkbox(
                 is_on,
                 label="On",
+                elem_id=f"{unit}_enable_checkbox",
                 elem_classes="cnet-unit-enabled",
                 container=False,
             )
@@ -277,6 +280,7 @@ def _unit(studio: Studio, number: int, is_on: bool) -> UnitControls:
                 label="ControlNet",
                 show_label=False,
                 container=False,
+                elem_id=f"{unit}_model_dropdown",
             )
         paint = [*map(_hex, MAP_COLOURS.tolist())] if number == 1 else []
         editor = gr.ImageEditor(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +13,8 @@ import gradio as gr
 
 from ..external_code import TITLE
 from ..settings import Setting, fields
-from .arguments import PAGE
-from .gradio_versions import file_url, input_accordion, mask_editor
+from .arguments import PAGE, plain_value
+from .gradio_versions import file_url, folded, input_accordion, mask_editor
 from .infotext import PASTED, PasteKey, page_value
 from .preset_row import QUICK, PresetRow
 from .presets import PresetError, PresetStore
@@ -21,6 +23,18 @@ from .unit_choices import named_choice, unit_choices
 __all__ = ["TITLE", "Accordion"]
 
 log = logging.getLogger(__name__)
+
+# What the page's script fills: the state in words, and a row for each enabled ControlNet unit. It
+# is also told what the page's names of choices mean.
+_HEAD = """\
+<p class="ccn-purpose">Two or more ControlNets in one picture, without one drowning the other.</p>
+<p class="ccn-state" role="status" aria-live="polite"></p>
+<div class="ccn-units" data-titles="{titles}">\
+Which unit is in front, and its word: under Advanced.</div>
+"""
+# Under which labels the WebUI has kept defaults of earlier versions.
+_FORMER_LABELS = {"show_mask": "Show mask"}
+_SAVED = "customscript/cross_controlnet.py/{tab}/{label}/value"
 
 _README = Path(__file__).resolve().parents[2] / "README.md"
 # One line for each paragraph: gradio 3.41 shows the line ends of a Markdown text as they are.
@@ -51,14 +65,17 @@ class Accordion:
 
     def __init__(self, tab: str, presets: PresetStore, preset: str, unit_count: int) -> None:
         self._id = f"{tab}_cross_controlnet"
-        self._initial = _loaded(presets, preset)
+        self._initial = {**_loaded(presets, preset), **_saved(tab)}
         self._units = unit_choices([None] * unit_count)
         self._page: dict[str, Any] = {}
         self._strokes: list[Any] = []
         self._page["enabled"], inside = input_accordion(TITLE, self._id)
         with inside:
+            gr.HTML(_HEAD.format(titles=html.escape(_titles())), elem_id=f"{self._id}_head")
             row = PresetRow(self._id, presets)
-            self._build()
+            self._add_row("show_mask")
+            with folded("Advanced", f"{self._id}_advanced"):
+                self._build_advanced()
         row.connect(self._page, self._page["enabled"])
         self.controls = [*(self._page[name] for name in PAGE), *self._strokes]
         self.infotext_fields = [(self._page[name], PasteKey(name)) for name in PASTED]
@@ -90,28 +107,29 @@ class Accordion:
         for component in ours:
             component.change(name_values, inputs, ours, **QUICK)
 
-    def _build(self) -> None:
-        self._add_row("fusion", "delta")
-        self._add_row("foreground_unit", "background_unit")
-        self._add_row("foreground_word")
-        self._add_row("mask_source", "mask_threshold")
-        with gr.Column(visible=self._value("mask_source") == "image") as image_column:
+    def _build_advanced(self) -> None:
+        self._add_group("Fusion", "fusion", "delta")
+        self._add_group("Injection", "inject", "start_step", "start_layer")
+        self._add_group("Mask", "mask_source", "mask_threshold", "mask_reduction")
+        with gr.Column(visible=self._initial.get("mask_source") == "image") as image_column:
             image = fields()["mask_image"]
             gr.Markdown(f"**{image.label}**: paint over the foreground, or upload a mask as it is.")
             self._page["mask_image"], *self._strokes = mask_editor(
                 image.label, f"{self._id}_mask_image"
             )
-        self._add_row("mask_reduction", "show_mask")
-        self._add_row("inject")
-        self._add_row("start_step", "start_layer")
+        self._add_group("Units", "foreground_unit", "background_unit", "foreground_word")
         with gr.Accordion("About Cross-ControlNet", open=False, elem_id=f"{self._id}_about"):
             gr.Markdown(_about())
         self._page["mask_source"].change(
-            lambda source: gr.update(visible=source == "image"),
+            lambda source: gr.update(visible=plain_value("mask_source", source) == "image"),
             [self._page["mask_source"]],
             [image_column],
             **QUICK,
         )
+
+    def _add_group(self, title: str, *names: str) -> None:
+        gr.HTML(f'<div class="ccn-group">{title}</div>')
+        self._add_row(*names)
 
     def _add_row(self, *names: str) -> None:
         with gr.Row():
@@ -124,7 +142,7 @@ class Accordion:
         if setting.kind == "flag":
             return gr.Checkbox(**common)
         if setting.kind == "choice":
-            return gr.Dropdown(choices=list(setting.choices), **common)
+            return gr.Dropdown(choices=list(setting.titles), **common)
         if setting.kind == "unit":
             # Any text goes, since a unit's model may have changed under a saved or pasted value.
             return gr.Dropdown(choices=self._units, allow_custom_value=True, **common)
@@ -147,6 +165,37 @@ def _short_help(setting: Setting) -> str:
 def _about() -> str:
     settings = [f"- **{fields()[name].label}**: {fields()[name].help}" for name in PAGE[1:]]
     return "\n\n".join([*_ABOUT, "\n".join(settings)])
+
+
+def _titles() -> str:
+    """What the page's names of choices mean, by setting: JSON of objects from title to choice."""
+    named = {name: setting for name, setting in fields().items() if setting.titles}
+    pairs = {name: dict(zip(s.titles, s.choices, strict=True)) for name, s in named.items()}
+    return json.dumps(pairs)
+
+
+def _saved(tab: str) -> dict[str, Any]:
+    """The defaults that were saved for the page in an earlier version, by setting name.
+
+    The WebUI restores a value only under the control's label and where it is one of its choices;
+    what it has under an earlier label or as an earlier choice is read here.
+    """
+    try:
+        from modules.shared_cmd_options import cmd_opts
+
+        kept = json.loads(Path(cmd_opts.ui_config_file).read_text("utf-8"))
+        found = {
+            name: kept.get(_SAVED.format(tab=tab, label=_FORMER_LABELS.get(name, setting.label)))
+            for name, setting in fields().items()
+            if setting.titles or name in _FORMER_LABELS
+        }
+        return {k: fields()[k].accept(k, v) for k, v in found.items() if v in _former_values(k)}
+    except (ImportError, AttributeError, OSError, ValueError):
+        return {}
+
+
+def _former_values(name: str) -> Sequence[Any]:
+    return fields()[name].choices or (True, False)
 
 
 def _loaded(presets: PresetStore, preset: str) -> dict[str, Any]:

@@ -4,11 +4,13 @@ gradio of the playground, which has no WebUI around it.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
+from gradio.context import Context
 
 _MAJOR = int(gr.__version__.partition(".")[0])
 _GRADIO_3 = _MAJOR == 3
@@ -30,6 +32,20 @@ def input_accordion(label: str, elem_id: str) -> tuple[Any, Any]:
             return gr.Checkbox(True, label="On", elem_id=f"{elem_id}-checkbox"), accordion
     made = InputAccordion(False, label=label, elem_id=elem_id)
     return made, made
+
+
+def folded(label: str, elem_id: str) -> Any:
+    """Make an accordion that is closed at first, and whose controls are on the page all the same.
+
+    Later gradios make what is inside of one when it is opened for the first time, and the page's
+    scripts read it before.
+    """
+    late = _MAJOR > 4
+    accordion = gr.Accordion(label, open=late, elem_id=elem_id)
+    if late:
+        close = functools.partial(gr.update, open=False)
+        Context.root_block.load(close, [], [accordion], queue=False, show_progress="hidden")
+    return accordion
 
 
 def file_url(path: Path) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 from gradio.context import Context
 
-from ..settings import SettingsError, page_message
+from ..settings import SettingsError, fields, page_message
 from ..showable import shown_value
 from .arguments import plain_value
 from .infotext import page_value
@@ -29,32 +29,36 @@ class PresetRow:
 
     def __init__(self, element_id: str, store: PresetStore) -> None:
         self._store = store
-        with gr.Row(elem_id=f"{element_id}_presets"):
+        bare = {"show_label": False, "container": False, "min_width": 150}
+        with gr.Row(elem_id=f"{element_id}_presets", elem_classes="ccn-presets"):
+            gr.HTML("Preset")
             self._chosen = gr.Dropdown(
                 choices=store.names(),
                 value=None,
                 label="Preset",
-                info="Choosing one fills the controls below.",
                 elem_id=f"{element_id}_preset",
+                scale=3,
+                **bare,
             )
+            self._changed = gr.HTML("", elem_id=f"{element_id}_preset_changed")
             self._name = gr.Textbox(
                 value="",
                 label="Preset name",
-                info="Under which the controls' values are saved.",
+                placeholder="save as",
                 max_lines=1,
                 elem_id=f"{element_id}_preset_name",
+                scale=2,
+                **bare,
             )
-            with gr.Column(scale=0, min_width=140):
-                self._save = gr.Button(
-                    "Save preset", size="sm", elem_id=f"{element_id}_preset_save"
-                )
-                self._delete = gr.Button(
-                    "Delete preset", size="sm", elem_id=f"{element_id}_preset_delete"
-                )
+            self._save = self._button("Save", f"{element_id}_preset_save")
+            self._delete = self._button("Delete", f"{element_id}_preset_delete")
         self._message = gr.HTML("", elem_id=f"{element_id}_preset_message")
         for component in (self._chosen, self._name, self._save, self._delete):
             # The WebUI shall not keep them as the page's defaults.
             component.do_not_save_to_config = True
+
+    def _button(self, label: str, element_id: str) -> Any:
+        return gr.Button(label, size="sm", scale=0, min_width=70, elem_id=element_id)
 
     def connect(self, page: Mapping[str, Any], opened: Any) -> None:
         """Make the row work.
@@ -106,6 +110,22 @@ class PresetRow:
         def refresh() -> list[Any]:
             return [gr.update(choices=self._store.names()), _said(" ".join(self._store.problems()))]
 
+        def begin(*values: Any) -> list[Any]:
+            fitting = (preset.name for preset in self._store.all() if fits(preset.settings, values))
+            problems = " ".join(self._store.problems())
+            return [self._choices(next(fitting, None)), _said(problems)]
+
+        def compare(preset: str | None, *values: Any) -> Any:
+            try:
+                changed = bool(preset) and not fits(self._store.load(str(preset)), values)
+            except PresetError:
+                changed = False
+            return _said("changed" if changed else "")
+
+        def fits(settings: Mapping[str, Any], values: Sequence[Any]) -> bool:
+            shown = dict(zip(names, values, strict=True))
+            return all(_setting(name, shown[name]) == settings[name] for name in settings)
+
         self._chosen.input(load, [self._chosen], [self._message, *components], **QUICK)
         self._save.click(
             save,
@@ -116,10 +136,20 @@ class PresetRow:
         self._delete.click(delete, [self._chosen], [self._message, self._chosen], **QUICK)
         opened.change(refresh, [], [self._chosen, self._message], **QUICK)
         # What the page is built from is as old as the WebUI's start.
-        Context.root_block.load(refresh, [], [self._chosen, self._message], **QUICK)
+        Context.root_block.load(begin, components, [self._chosen, self._message], **QUICK)
+        for component in (self._chosen, *components):
+            component.change(compare, [self._chosen, *components], [self._changed], **QUICK)
 
     def _choices(self, value: str | None) -> Any:
         return gr.update(choices=self._store.names(), value=value)
+
+
+def _setting(name: str, value: Any) -> Any:
+    """The setting's value that a control holds; None where it cannot be one."""
+    try:
+        return fields()[name].accept(name, plain_value(name, value))
+    except SettingsError:
+        return None
 
 
 def _said(text: object) -> Any:

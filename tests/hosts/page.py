@@ -29,6 +29,39 @@ for (let place = arguments[0]; place; place = place.parentElement) {
     if (header && header !== place && !header.classList.contains('open')) header.click();
 }
 """
+# The least contrast of the visible texts inside an element, by the WCAG's formula, and whose it is.
+# Buttons that gradio paints in two colours are left out.
+LEAST_CONTRAST = """
+const channels = text => {
+    const found = (text.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+    return found.length > 3 ? found : [...found, 1];
+};
+const over = (upper, lower) => lower.map((value, i) => value + upper[3] * (upper[i] - value));
+const luminance = colour => colour.slice(0, 3).map(value => value / 255)
+    .map(value => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+const behind = element => {
+    const layers = [];
+    for (let place = element; place; place = place.parentElement) {
+        layers.push(channels(getComputedStyle(place).backgroundColor));
+    }
+    return layers.reverse().reduce((lower, upper) => over(upper, lower), [255, 255, 255]);
+};
+let least = [Infinity, ''];
+const walker = document.createTreeWalker(arguments[0], NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+    const text = walker.currentNode.textContent.trim();
+    const element = walker.currentNode.parentElement;
+    const painted = element.closest('button:not([class*=ccn]):not(.label-wrap)');
+    if (!text || painted || !element.getClientRects().length) continue;
+    const ground = behind(element);
+    const colour = over(channels(getComputedStyle(element).color), ground);
+    const [one, two] = [colour, ground].map(luminance);
+    const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+    if (ratio < least[0]) least = [ratio, text];
+}
+return least;
+"""
 # Keeps in window.underWay what the page asks the WebUI and has no answer to: gradio's events are
 # fetched, or have a socket (3) or a stream (4) while they run. Its heartbeat stays open.
 UNDER_WAY = """
@@ -113,9 +146,9 @@ class Page:
         self.url = url
         self.screenshots = screenshots
 
-    def open(self) -> None:
+    def open(self, theme: str = "light") -> None:
         """Load the page anew, and wait until the WebUI's own scripts have run."""
-        self.driver.get(self.url)
+        self.driver.get(f"{self.url}/?__theme={theme}")
         until(lambda: self.all("#txt2img_generate"), "a page", 120)
         until(lambda: self.all("#txt2img_cross_controlnet"), "our accordion", 60)
         until(lambda: self.js("return typeof opts === 'object' && Boolean(opts)"), "options", 60)

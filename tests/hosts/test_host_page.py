@@ -9,19 +9,22 @@ import zipfile
 import numpy as np
 import pytest
 from hosts.cases import METHOD, blocks, encoded, using
-from hosts.page import Page, start_browser, until
+from hosts.page import LEAST_CONTRAST, WINDOW, Page, start_browser, until
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lib_ccn.settings import fields
 
+ENTER, TAB = "\ue007", "\ue004"  # as the browser's driver wants them
+
 pytestmark = [pytest.mark.page, pytest.mark.timeout(1200)]
 
+PAPER = "PixFusion + ChannelFusion (the paper)"
 TABS = ("txt2img", "img2img")
 PLACE = "#txt2img_cross_controlnet"
 SHOWN = {
     "enabled": True,
-    "fusion": "pix",
+    "fusion": "PixFusion",
     "delta": "0.35",
     "inject": True,
     "start_step": "1",
@@ -29,7 +32,7 @@ SHOWN = {
     "foreground_unit": "1",
     "background_unit": "0",
     "foreground_word": "star",
-    "mask_source": "word",
+    "mask_source": "the word's attention",
     "mask_threshold": "0.45",
     "mask_reduction": "4",
     "show_mask": True,
@@ -68,6 +71,7 @@ def screenshots(installation):
 def page(browser, host, screenshots):
     """The page, loaded anew; none of our scripts may have complained when the test ends."""
     page = Page(browser, host.server.url, screenshots)
+    browser.set_window_size(*WINDOW)
     page.open()
     yield page
     assert page.errors() == []
@@ -114,7 +118,10 @@ def test_accordion(page, tab):
         if name in ("enabled", "strict"):
             continue
         assert len(page.all(f"{place}_{name}")) == 1, name
-    for name in ("fusion", "delta", "foreground_word", "start_step"):
+    assert page.one(f"{place}_show_mask").is_displayed()
+    assert not page.one(f"{place}_fusion").is_displayed()
+    page.reveal(f"{place}_fusion")
+    for name in ("fusion", "delta", "foreground_unit", "foreground_word", "start_step"):
         assert page.one(f"{place}_{name}").is_displayed(), name
         assert fields()[name].label in page.text(f"{place}_{name}")
     assert not page.one(f"{place}_mask_image").is_displayed()
@@ -125,7 +132,7 @@ def test_accordion(page, tab):
 def test_generation_with_two_units(page, host, made, pictures):
     fill(page, made, pictures)
     assert settings(page) == SHOWN
-    page.reveal(f"{PLACE}_fusion")
+    page.reveal(f"{PLACE}_show_mask")
     badge = until(lambda: page.all(f"{PLACE} .ccn-badge"), "a badge")[0]
     until(lambda: "2 units fused" in badge.text, "a badge with 2 units")
     page.shoot("ready", PLACE)
@@ -142,20 +149,126 @@ def test_generation_with_two_units(page, host, made, pictures):
     page.shoot("page")
 
 
-def test_word_picker(page):
+def test_word_picker(page, made, pictures):
+    fill(page, made, pictures)
     page.write("#txt2img_prompt textarea", "a red star above the sea")
-    page.reveal(f"{PLACE}_foreground_word")
-    word = f"{PLACE}_foreground_word"
-    chips = until(lambda: page.all(f"{word} .ccn-chip"), "chips")
+    page.reveal(f"{PLACE}_show_mask")
+    chips = until(lambda: page.all(f"{PLACE} .ccn-chip"), "chips")
     texts = [chip.text for chip in chips]
     assert {"red", "star", "sea"} <= set(texts)
-    chips[texts.index("star")].click()
-    assert page.setting("txt2img", "foreground_word") == "star"
-    chips[texts.index("red")].click()
+    page.click(f"{PLACE} .ccn-chip:nth-of-type({texts.index('red') + 1})")
     assert page.setting("txt2img", "foreground_word") == "red star"
-    page.shoot("word-picker", word)
-    page.write("#txt2img_prompt textarea", "a blue boat on the sea")
-    until(lambda: "not in the prompt" in page.text(word), "a warning")
+    until(lambda: "in front: red star" in state(page), "the phrase")
+    page.shoot("word-picker", PLACE)
+    page.write(f"{PLACE} .ccn-field", "sea")
+    assert page.setting("txt2img", "foreground_word") == "sea"
+    until(lambda: "in front: sea" in state(page), "a word that was typed")
+
+
+def state(page):
+    """The sentence about what will happen."""
+    return page.text(f"{PLACE} .ccn-state")
+
+
+def put(page, name, text):
+    """Type into one of our dropdowns that take any text."""
+    page.js(
+        "crossControlNet.page.setChoice(document, arguments[0], arguments[1])",
+        f"{PLACE[1:]}_{name}",
+        text,
+    )
+
+
+def unit_field(page, number, name):
+    """A field of a ControlNet unit."""
+    return page.one(f"#txt2img_controlnet_ControlNet-{number}_controlnet_{name} input")
+
+
+def test_the_state_in_words(page, made, pictures):
+    def says(*parts):
+        until(lambda: all(part in state(page) for part in parts), f"{parts}, but {state(page)}")
+
+    page.reveal(f"{PLACE}_show_mask")
+    says("No ControlNet unit is on")
+    assert "needs 2 units" in page.text(f"{PLACE} .ccn-badge")
+    fill(page, made, pictures)
+    says("Unit 1 (ccn-random-b) is in front: star.", "Unit 0 (ccn-random-a) is behind.")
+    prompt = page.value("#txt2img_prompt textarea")
+    page.write("#txt2img_prompt textarea", "")
+    says("The prompt is empty")
+    page.write("#txt2img_prompt textarea", "a blue boat")
+    says("“star” is not in the prompt")
+    page.write("#txt2img_prompt textarea", prompt)
+    put(page, "background_unit", "1")
+    says("Unit 1 is chosen to be both in front and behind")
+    put(page, "background_unit", "2")
+    says("Unit 2 is chosen to be behind but is not on")
+    put(page, "background_unit", "auto")
+    put(page, "start_step", "30")
+    says("it would start at step 30, and the last is 1")
+    put(page, "start_step", "auto")
+    page.choose(f"{PLACE}_mask_source", "a painted mask")
+    says("The painted mask is missing")
+    page.choose(f"{PLACE}_mask_source", "the word's attention")
+    says("is in front: star.")
+    page.js("arguments[0].click()", unit_field(page, 1, "enable_checkbox"))
+    says("Only unit 0 (ccn-random-a) can be fused")
+    page.js("document.querySelector('#txt2img_controlnet').remove()")
+    says("There is no ControlNet on this page")
+
+
+def test_a_unit_is_put_in_front_by_keyboard(page, made, pictures):
+    fill(page, made, pictures)
+    page.reveal(f"{PLACE}_show_mask")
+    until(lambda: "Unit 1 (ccn-random-b) is in front" in state(page), "unit 1 in front")
+    first = page.one(f"{PLACE} .ccn-role")
+    first.send_keys(ENTER)
+    until(lambda: "Unit 0 (ccn-random-a) is in front" in state(page), "unit 0 in front")
+    until(lambda: page.setting("txt2img", "foreground_unit").startswith("0: ccn"), "its name")
+    first.send_keys(TAB)
+    style = page.js("return getComputedStyle(document.activeElement).outlineStyle")
+    assert page.js("return document.activeElement.textContent") == "behind"
+    assert style != "none", "the focus can be seen"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_accordion_is_low_and_can_be_read(page, made, pictures, theme):
+    page.open(theme)
+    fill(page, made, pictures)
+    page.write("#txt2img_prompt textarea", "a red star above the calm sea, at night")
+    page.reveal(f"{PLACE}_show_mask")
+    until(lambda: "in front: star" in state(page), "the state")
+    assert page.one(PLACE).size["height"] <= 420
+    page.shoot(f"open-{theme}", PLACE)
+    page.reveal(f"{PLACE}_fusion")
+    page.shoot(f"advanced-{theme}", PLACE)
+    least, text = page.js(LEAST_CONTRAST, page.one(PLACE))
+    assert least >= 4.5, f"{least:.2f}: {text}"
+    page.driver.set_window_size(400, 1800)
+    page.settle()
+    wide = "return arguments[0].scrollWidth - arguments[0].clientWidth"
+    assert page.js(wide, page.one(PLACE)) <= 1
+    page.shoot(f"narrow-{theme}", PLACE)
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_it_stands_directly_below_controlnet(page, tab):
+    titles = page.js(
+        """
+        const isInner = place => {
+            while ((place = place.parentElement)) {
+                if (place.querySelector(':scope > .label-wrap')) return true;
+            }
+            return false;
+        };
+        const headers = document.querySelectorAll(`#${arguments[0]}_script_container .label-wrap`);
+        return [...headers].filter(header => !isInner(header.parentElement))
+            .map(header => header.querySelector('span').textContent.trim());
+        """,
+        tab,
+    )
+    place = titles.index("Cross-ControlNet")
+    assert re.match(r"ControlNet (v|Integrated)", titles[place - 1]), titles
 
 
 @pytest.mark.parametrize("tab", TABS)
@@ -184,15 +297,18 @@ def test_preset_saved_loaded_and_deleted(page, host, made):
     page.paste("txt2img", made.infotexts[0])
     page.reveal(f"{PLACE}_preset_name")
     page.write(f"{PLACE}_preset_name :is(textarea, input)", "My own / Ünique")
+    until(lambda: "changed" in page.text(f"{PLACE}_preset_changed"), "that it differs")
     page.click(f"{PLACE}_preset_save")
     until(lambda: "Saved" in page.text(f"{PLACE}_preset_message"), "a message")
     page.choose(f"{PLACE}_preset", "Paper (SD 1.5)")
-    until(lambda: page.setting("txt2img", "fusion") == "pix+channel", "the paper's settings")
+    until(lambda: page.setting("txt2img", "fusion") == PAPER, "the paper's settings")
     page.open()
     page.reveal(f"{PLACE}_preset")
+    until(lambda: page.value(f"{PLACE}_preset input") == "Paper (SD 1.5)", "the one that fits")
+    assert "changed" not in page.text(f"{PLACE}_preset_changed")
     page.choose(f"{PLACE}_preset", "My own / Ünique")
     until(lambda: page.setting("txt2img", "delta") == "0.35", "the saved settings")
-    assert page.setting("txt2img", "fusion") == "pix"
+    assert page.setting("txt2img", "fusion") == "PixFusion"
     assert page.setting("txt2img", "mask_threshold") == "0.45"
     listed = str(host.client.call("/cross-controlnet/v1/presets"))
     assert "My own / Ünique" in listed
@@ -204,9 +320,9 @@ def test_preset_saved_loaded_and_deleted(page, host, made):
 def test_mask_editor_shows_for_an_image_only(page):
     page.reveal(f"{PLACE}_mask_source")
     assert not page.one(f"{PLACE}_mask_image").is_displayed()
-    page.choose(f"{PLACE}_mask_source", "image")
+    page.choose(f"{PLACE}_mask_source", "a painted mask")
     until(lambda: page.one(f"{PLACE}_mask_image").is_displayed(), "a mask editor")
-    page.choose(f"{PLACE}_mask_source", "word")
+    page.choose(f"{PLACE}_mask_source", "the word's attention")
     until(lambda: not page.one(f"{PLACE}_mask_image").is_displayed(), "no mask editor")
 
 

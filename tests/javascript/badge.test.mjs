@@ -2,68 +2,34 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { ccn } from "./load.mjs";
-import { checkbox, dropdown, make, slider, text } from "./page.mjs";
-
-const says = (state) => ccn.badgeText({ enabled: true, units: 2, sums: false, injects: false, ...state });
+import { make, tabOf, unit } from "./page.mjs";
 
 test("nothing while the method is off", () => {
-    assert.deepEqual(says({ enabled: false }), { text: "", warns: false });
+    assert.deepEqual(badge({ enabled: false }), { text: "", warns: false });
 });
 
 test("what is active", () => {
-    assert.deepEqual(says({}), { text: "2 units fused", warns: false });
-    assert.deepEqual(says({ units: 3, injects: true }), { text: "3 units fused + injection", warns: false });
-    assert.deepEqual(says({ sums: true, injects: true }), { text: "2 units summed + injection", warns: false });
+    const three = [unit(0), unit(1), unit(2)];
+    assert.equal(badge({ inject: false }).text, "2 units fused");
+    assert.equal(badge({ units: three }).text, "3 units fused + injection");
+    assert.deepEqual(badge({ fusion: "plain sum" }), { text: "2 units summed + injection", warns: false });
 });
 
-test("too few units warn, unknown ones do not", () => {
-    for (const units of [0, 1]) {
-        assert.deepEqual(says({ units, injects: true }), { text: "needs 2 units", warns: true });
-    }
-    assert.deepEqual(says({ units: null, injects: true }), { text: "on", warns: false });
+test("without ControlNet nothing will happen, on an unknown page something may", () => {
+    assert.deepEqual(badge({ hosted: false }), { text: "no ControlNet", warns: true });
+    assert.deepEqual(badge({ units: [] }), { text: "on", warns: false });
 });
 
 test("without a page the scripts add one name and nothing else", () => {
     assert.deepEqual(
         Object.keys(ccn).sort(),
-        ["Badge", "Picker", "badgeText", "prompt", "selection"],
+        ["Badge", "Picker", "Rows", "Sentence", "badgeText", "page", "prompt", "rows", "selection",
+            "sentence", "shortName", "state"],
     );
 });
 
-// A tab as a WebUI with ControlNet shows it, with some of its values changed.
-const unit = (number, { on = true, weight = 1, model = "canny [1]", range = [0, 1], slim = false } = {}) => {
-    const id = `txt2img_controlnet_ControlNet-${number}_controlnet`;
-    const ends = slim
-        ? [make("div", { id: `${id}_control_step_slider` },
-            // gradio_rangeslider has the later end first.
-            ...[...range].reverse().map((end) => make("input", { type: "number", value: String(end) })))]
-        : [slider(`${id}_start_control_step_slider`, range[0]), slider(`${id}_ending_control_step_slider`, range[1])];
-    return make("div", {}, checkbox(`${id}_enable_checkbox`, on, { class: "cnet-unit-enabled" }),
-        dropdown(`${id}_model_dropdown`, model), slider(`${id}_control_weight_slider`, weight), ...ends);
-};
-
-function badge(changes = {}, tab = "txt2img", one = new ccn.Badge(tab)) {
-    const on = {
-        prompt: "a red star on the moon", word: "", inject: true, show_mask: false, fusion: "pix+channel",
-        foreground: "auto", background: "auto", source: "word", step: 5, layer: 0, steps: 20, sampler: "Euler",
-        units: [unit(0), unit(1), unit(2, { on: false, model: "None" })], editor: [], styles: [],
-        hires: false, hiresSteps: 0, hiresPrompt: "", strength: 0.75, ...changes,
-    };
-    const id = `${tab}_cross_controlnet`;
-    const app = make("body", {},
-        text(`${tab}_prompt`, on.prompt), make("div", { id: `${tab}_styles` }, ...on.styles),
-        text("hires_prompt", on.hiresPrompt), slider(`${tab}_denoising_strength`, on.strength),
-        slider(`${tab}_steps`, on.steps), dropdown(`${tab}_sampling`, on.sampler),
-        checkbox("txt2img_hr-checkbox", on.hires), slider("txt2img_hires_steps", on.hiresSteps),
-        make("div", { id: `${tab}_controlnet` }, ...on.units),
-        checkbox(`${id}-checkbox`, true), checkbox(`${id}_inject`, on.inject),
-        checkbox(`${id}_show_mask`, on.show_mask), dropdown(`${id}_fusion`, on.fusion),
-        dropdown(`${id}_foreground_unit`, on.foreground), dropdown(`${id}_background_unit`, on.background),
-        dropdown(`${id}_mask_source`, on.source), text(`${id}_foreground_word`, on.word),
-        slider(`${id}_start_step`, on.step), slider(`${id}_start_layer`, on.layer),
-        make("div", { id: `${id}_mask_image` }, ...on.editor));
-    return ccn.badgeText(one.read(app));
-}
+const badge = (changes = {}, tab = "txt2img", reader = new ccn.state.Reader(tab)) =>
+    ccn.badgeText(reader.read(tabOf(changes, tab)));
 
 const GOOD = "2 units fused + injection";
 const picture = (src) => make("img", { src });
@@ -77,10 +43,11 @@ const FINE = {
     "no prompt, but no word needed": { prompt: "", source: "all" },
     "an absent word, but none needed": { word: "zebra", source: "silhouette" },
     "both units named": { foreground: "1: depth [2]", background: "0" },
-    "a mask picture": { source: "image", editor: [picture("data:image/png;base64,AA")] },
-    "a picture in Forge's editor": { source: "image", editor: forge("data:image/png;base64,AA") },
-    "an editor that cannot be read": { source: "image", editor: [make("canvas")] },
+    "a mask picture": { source: "a painted mask", editor: [picture("data:image/png;base64,AA")] },
+    "a picture in Forge's editor": { source: "a painted mask", editor: forge("data:image/png;base64,AA") },
+    "an editor that cannot be read": { source: "a painted mask", editor: [make("canvas")] },
     "the last step": { step: 19 },
+    "a start that follows the steps": { step: "auto", steps: 2 },
     "a step that only the hires pass has": { step: 25, hires: true, hiresSteps: 30 },
     "a sampler that counts as it likes": { step: 25, sampler: "DPM adaptive" },
     "another one": { step: 25, sampler: "Restart" },
@@ -107,9 +74,9 @@ const MISSING = [
     [{ word: "(zebra:1.2)" }, "2 units fused, no injection: “zebra” is not in the prompt"],
     [{ word: "x".repeat(200) }, `2 units fused, no injection: “${"x".repeat(30)}…” is not in the prompt`],
     [{ word: "<b>x</b>" }, "2 units fused, no injection: “<b>x</b>” is not in the prompt"],
-    [{ fusion: "sum", word: "zebra" }, "2 units summed, no injection: “zebra” is not in the prompt"],
+    [{ fusion: "plain sum", word: "zebra" }, "2 units summed, no injection: “zebra” is not in the prompt"],
     [{ step: 20 }, "2 units fused, no injection: start step 20 is beyond the last, 19"],
-    [{ steps: 4 }, "2 units fused, no injection: start step 5 is beyond the last, 3"],
+    [{ step: 5, steps: 4 }, "2 units fused, no injection: start step 5 is beyond the last, 3"],
     [{ step: 50, source: "all" }, "2 units fused, no injection: start step 50 is beyond the last, 19"],
     [{ step: 25, hires: true, hiresSteps: 0 }, "2 units fused, no injection: start step 25 is beyond the last, 19"],
     [{ step: 25, hires: false, hiresSteps: 30 }, "2 units fused, no injection: start step 25 is beyond the last, 19"],
@@ -118,11 +85,15 @@ const MISSING = [
     [{ foreground: "1", background: "1: depth" }, "off: foreground and background are both unit 1"],
     [{ foreground: "2" }, "off: unit 2 is not on"],
     [{ background: "7: gone" }, "off: unit 7 is not on"],
-    [{ source: "image" }, "off: the mask image is missing"],
-    [{ source: "image", editor: [picture("")] }, "off: the mask image is missing"],
-    [{ source: "image", editor: forge() }, "off: the mask image is missing"],
-    [{ source: "image", editor: forge("") }, "off: the mask image is missing"],
-    [{ source: "image", inject: false, show_mask: true }, "off: the mask image is missing"],
+    [{ source: "a painted mask" }, "off: the mask image is missing"],
+    [{ source: "a painted mask", editor: [picture("")] }, "off: the mask image is missing"],
+    [{ source: "a painted mask", editor: forge() }, "off: the mask image is missing"],
+    [{ source: "a painted mask", editor: forge("") }, "off: the mask image is missing"],
+    [{ source: "a painted mask", inject: false, show_mask: true }, "off: the mask image is missing"],
+    [{ foreground: "the first" }, "off: foreground unit “the first”"],
+    [{ step: "soon" }, "off: start step “soon”"],
+    [{ foreground: "1", units: [unit(0), unit(1, { model: "t2iadapter_canny" }), unit(2)] }, "off: unit 1 is not fused"],
+    [{ units: [unit(0), unit(1, { model: "ip-adapter_sd15" })] }, "needs 2 units"],
     [{ units: [unit(0), unit(1, { weight: 0 })] }, "needs 2 units"],
     [{ units: [unit(0), unit(1, { model: "None" })] }, "needs 2 units"],
     [{ units: [unit(0), unit(1, { on: false })], prompt: "" }, "needs 2 units"],
@@ -139,7 +110,7 @@ for (const [changes, expected] of MISSING) {
 }
 
 test("without injection nothing is missing for it", () => {
-    for (const changes of [{ prompt: "" }, { word: "zebra" }, { step: 50 }, { layer: 9 }, { source: "image" }]) {
+    for (const changes of [{ prompt: "" }, { word: "zebra" }, { step: 50 }, { layer: 9 }, { source: "a painted mask" }]) {
         assert.deepEqual(badge({ ...changes, inject: false }), { text: "2 units fused", warns: false });
     }
 });
@@ -157,8 +128,8 @@ test("img2img takes as many steps as its strength leaves", () => {
 });
 
 test("it follows the prompt", () => {
-    const one = new ccn.Badge("txt2img");
-    const on = (prompt) => badge({ prompt, word: "fox" }, "txt2img", one).text;
+    const reader = new ccn.state.Reader("txt2img");
+    const on = (prompt) => badge({ prompt, word: "fox" }, "txt2img", reader).text;
     assert.match(on("a star"), /not in the prompt/);
     assert.equal(on("a fox"), GOOD);
     assert.match(on(""), /the prompt is empty/);

@@ -2,7 +2,8 @@
 import { createRequire } from "node:module";
 
 const require = createRequire(import.meta.url);
-for (const name of ["", "_badge", "_picker", "_prompt", "_selection"]) {
+const SCRIPTS = ["badge", "page", "picker", "prompt", "rows", "selection", "sentence", "state"];
+for (const name of ["", ...SCRIPTS.map((script) => `_${script}`)]) {
     require(`../../javascript/cross_controlnet${name}.js`);
 }
 

@@ -4,14 +4,16 @@ import html
 import importlib
 import json
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from lib_ccn.settings import fields
 from lib_ccn.showable import has_hidden
-from lib_ccn.webui.arguments import PAGE
-from lib_ccn.webui.presets import PresetStore
+from lib_ccn.webui.arguments import PAGE, read
+from lib_ccn.webui.infotext import page_value
+from lib_ccn.webui.presets import BUILT_IN, PresetStore
 from lib_ccn.webui.refusal import RefusedError
 from lib_ccn.webui.unit_choices import unit_choices
 
@@ -116,3 +118,85 @@ def test_others_names_are_escaped(text):
     refused = RefusedError(f"preset {text}")
     assert not has_hidden(str(refused.detail))
     str(refused.detail).encode("utf-8")
+
+
+NAMED = [(name, setting) for name, setting in fields().items() if setting.titles]
+
+
+@pytest.mark.parametrize(("name", "setting"), NAMED)
+def test_choices_are_read_by_their_names_and_as_themselves(name, setting):
+    assert len(set(setting.titles)) == len(setting.choices)
+    assert not set(setting.titles) & set(setting.choices)
+    for choice, title in zip(setting.choices, setting.titles, strict=True):
+        assert page_value(name, choice) == title
+        for given in (title, choice):
+            args = [True, *(None for _ in PAGE[1:])]
+            args[PAGE.index(name)] = given
+            request = read(args)
+            assert getattr(request.settings, name) == choice
+            assert "(" not in request.to_infotext().get(setting.infotext, "")
+
+
+@pytest.fixture
+def saved_page(monkeypatch, tmp_path):
+    """A WebUI's file of the page's defaults, by label."""
+
+    def save(tab="txt2img", **labels):
+        path = tmp_path / "ui-config.json"
+        place = "customscript/cross_controlnet.py"
+        values = {f"{place}/{tab}/{label}/value": value for label, value in labels.items()}
+        path.write_text(json.dumps(values), "utf-8")
+        options = SimpleNamespace(cmd_opts=SimpleNamespace(ui_config_file=str(path)))
+        monkeypatch.setitem(sys.modules, "modules", SimpleNamespace(shared_cmd_options=options))
+        monkeypatch.setitem(sys.modules, "modules.shared_cmd_options", options)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"Fusion mode": "pix"}, {"fusion": "pix"}),
+        ({"Foreground mask from": "silhouette"}, {"mask_source": "silhouette"}),
+        ({"Show mask": True}, {"show_mask": True}),
+        ({"Fusion mode": "PixFusion"}, {}),  # the WebUI restores these itself
+        ({"Fusion mode": "mix", "Show mask": "yes"}, {}),
+        ({}, {}),
+    ],
+)
+def test_defaults_saved_by_an_earlier_version_are_kept(saved_page, labels, expected):
+    saved_page(**labels)
+    assert accordion._saved("txt2img") == expected
+    assert accordion._saved("img2img") == {}
+
+
+def test_without_a_webui_there_are_no_saved_defaults():
+    assert accordion._saved("txt2img") == {}
+
+
+@pytest.mark.parametrize("preset", list(BUILT_IN))
+def test_the_preset_of_the_present_values_is_named(row, preset):
+    values = {**{name: fields()[name].default for name in PAGE}, **row.store.load(preset)}
+    shown = [page_value(name, values[name]) for name in (*preset_row.METHOD, *preset_row.SCENE)]
+    named = row.begin(*shown)[0]["value"]
+    assert row.store.load(named) == row.store.load(preset)
+    assert row.compare(named, *shown)["value"] == ""
+    shown[1] = 0.45
+    assert row.compare(named, *shown)["value"] == "changed"
+    assert row.begin(*shown)[0]["value"] is None
+    assert row.compare(None, *shown)["value"] == ""
+
+
+def test_advanced_holds_everything_but_the_rows_presets_and_what_was_done(tmp_path):
+    with gradio.Blocks() as page:
+        accordion.Accordion("txt2img", PresetStore(tmp_path), "", 3)
+    named = {block.elem_id: block for block in page.blocks.values() if block.elem_id}
+    begin = "txt2img_cross_controlnet_"
+    folded = set()
+    for element_id, block in named.items():
+        while block is not None and block is not named[f"{begin}advanced"]:
+            block = block.parent
+        if block is not None:
+            folded.add(element_id.removeprefix(begin))
+    assert folded >= set(PAGE) - {"enabled", "show_mask"}
+    assert not folded & {"head", "presets", "preset", "show_mask"}
