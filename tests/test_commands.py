@@ -19,6 +19,7 @@ from lib_ccn.playground.__main__ import main
 from lib_ccn.playground.command_line import INTERRUPTED
 from lib_ccn.playground.examples import bundled_examples
 from lib_ccn.playground.options import parse
+from lib_ccn.playground.quiet import step_bar
 from lib_ccn.settings import Settings
 from lib_ccn.webui.presets import METHOD, PresetStore
 from training import command as training
@@ -288,3 +289,17 @@ class TestCtrlC:
         assert child.returncode == INTERRUPTED, said
         assert "Traceback" not in said
         assert said.splitlines()[-1] == "stopped"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_plain_lines_without_a_terminal(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with step_bar(6) as bar:
+        for _ in range(6):
+            bar.set_description("Plain sum")
+            bar.update(1)
+    told = capsys.readouterr().err
+    assert "6/6" in told
+    assert ("\r" in told) == terminal
+    if not terminal:
+        assert all(line.startswith(("0%", "Plain sum")) for line in told.splitlines() if line)

@@ -320,7 +320,7 @@ class TestBrowser:
     def test_the_first_sight(self, tools, shown_page, width):
         self.open(tools, shown_page, width)
         *_, bottom = self.box(shown_page, "#txt2img_generate")
-        assert bottom < 540
+        assert bottom < 450
         for name in ("plain", "fused"):
             left, top, right, end = self.box(shown_page, f"#ccn_{name} img")
             assert bottom < top < end <= 800

@@ -1,8 +1,9 @@
 """Write the demo model's card from a training run and its measured gates.
 
 python -m training.gates --only "alone,with the" --json gates.json
-python -m training.gates --only conflict,agreeing,without --json fused.json
-python -m training.card --gates gates.json --fused fused.json --notes notes.json
+python -m training.card --gates gates.json --notes notes.json
+
+What two conditions at once come to, measured by `benchmarks.fidelity`, stands in the template.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from safetensors import safe_open
 from training.gates import table
 from training.stages import SCHEDULES
 
-CEILINGS = ("scenes as drawn", "through the VAE")
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
@@ -49,9 +49,7 @@ def stages_table(run: Path) -> tuple[str, float]:
     return "\n".join(rows), total
 
 
-def card(
-    run: Path, gates: dict[str, Any], fused: dict[str, Any], folder: Path, notes: dict[str, str]
-) -> str:
+def card(run: Path, gates: dict[str, Any], folder: Path, notes: dict[str, str]) -> str:
     """The whole text."""
     stages, seconds = stages_table(run)
     how = gates["how"]
@@ -68,14 +66,7 @@ def card(
         sampler={"unipc": "UniPC", "ddim": "DDIM"}[how["sampler"]],
         guidance=how["guidance_scale"],
         gates=table(gates["rows"]),
-        fused_scenes=fused["how"]["scenes"],
-        fused=table({name: row for name, row in fused["rows"].items() if name not in CEILINGS}),
-        differences="\n".join(
-            f"- {name.removeprefix('agreeing: ')}: {value:.1f} of 255"
-            for name, value in fused["differences"].items()
-        ),
         verdict="All gates passed." if not failed else "Not reached: " + "; ".join(failed) + ".",
-        remarks=notes.get("remarks", ""),
         limits=notes["limits"],
     )
 
@@ -87,14 +78,12 @@ def main() -> None:
     parser.add_argument(
         "--gates", type=Path, required=True, help="what training.gates --json wrote"
     )
-    parser.add_argument("--fused", type=Path, required=True, help="the same, of the fused rows")
-    parser.add_argument("--notes", type=Path, required=True, help="JSON: machine, remarks, limits")
+    parser.add_argument("--notes", type=Path, required=True, help="JSON: machine, limits")
     parser.add_argument("--to", type=Path, default=Path("models/demo/README.md"))
     arguments = parser.parse_args()
     gates = json.loads(arguments.gates.read_text("utf-8"))
-    fused = json.loads(arguments.fused.read_text("utf-8"))
     notes = json.loads(arguments.notes.read_text("utf-8"))
-    text = card(arguments.run, gates, fused, arguments.to.parent, notes)
+    text = card(arguments.run, gates, arguments.to.parent, notes)
     arguments.to.write_text(text, "utf-8")
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..families import FAMILIES
 from ..hosts.diffusers import cross_controlnet
@@ -28,6 +27,7 @@ from .families import default_side, load_family
 from .figure import Column, Row, draw_figure, overlay, to_image
 from .metrics import object_iou
 from .options import Options
+from .quiet import step_bar
 
 HEADS = {
     "foreground": Column("Foreground", "condition", "Conditions"),
@@ -121,7 +121,7 @@ def _generate_all(pipe: Any, examples: Sequence[Example], options: Options) -> d
         wanted = [*(name for name in wanted if name not in ("full", "mask")), "full"]
     results: dict[str, Result] = {}
     total = len(wanted) * len(examples) * options.steps
-    with tqdm(total=total, unit="step", disable=None) as bar:
+    with step_bar(total) as bar:
         for name in wanted:
             bar.set_description(HEADS[name].title)
             results[name] = _fused(pipe, examples, _settings(name, options), options, bar.update)
