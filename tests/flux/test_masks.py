@@ -63,11 +63,11 @@ def test_defaults_are_the_papers_where_a_mapping_is_silent(pipe):
     def used(settings):
         with cross_controlnet(pipe, settings) as control:
             s = control.settings
-            return s.delta, s.start_step, s.mask_source
+            return s.delta, s.at_steps(28).start_step, s.mask_source
 
     assert used(None) == used({}) == (0.5, 3, "all")
     assert used({"delta": 0.7, "mask_source": "word"}) == (0.7, 3, "word")
-    assert used(Settings()) == (0.7, 5, "word"), "a Settings object says everything"
+    assert used(Settings()) == (0.7, 3, "word"), "a Settings object says everything"
 
 
 def test_the_word_is_looked_for_in_the_t5_prompt(pipe):
