@@ -24,10 +24,13 @@ from lib_ccn.settings import (
     fields,
     json_schema,
 )
+from lib_ccn.showable import has_hidden
 
 IMAGE = base64.b64encode(b"\x89PNG not really a picture").decode()
 
-WORDS = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
+WORDS = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40).filter(
+    lambda text: not has_hidden(" ".join(text.split()))
+)
 VALUES = {
     "flag": lambda s: st.booleans(),
     "number": lambda s: st.floats(s.minimum, s.maximum),
