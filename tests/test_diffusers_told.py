@@ -314,7 +314,9 @@ def test_fused_projections_of_flux_are_heard():
     for net in pipe.controlnet.nets:
         net.fuse_qkv_projections()
     settings = {**STRICT, "mask_source": "word"}
-    assert "KV-Injection in layers 0 to 3, steps 1 to 2" in told_flux(pipe, settings, "a star", arguments)
+    assert "KV-Injection in layers 0 to 3, steps 1 to 2" in told_flux(
+        pipe, settings, "a star", arguments
+    )
 
 
 # What strict refuses
