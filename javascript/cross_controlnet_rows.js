@@ -4,6 +4,10 @@
     "use strict";
 
     const LABELS = {front: "in front", behind: "behind"};
+    const HELP = {
+        front: "This unit shows the object, which the word beside it names.",
+        behind: "This unit shows everything else.",
+    };
 
     // What the rows show of a state: {number, title, role, note, hasWord} for each unit; none where
     // the units are unknown.
@@ -77,6 +81,7 @@
                 for (const [role, label] of Object.entries(LABELS)) {
                     const button = make("button", "ccn-role", label);
                     button.type = "button";
+                    button.title = HELP[role];
                     button.addEventListener("click", () => this.choose(app, number, role));
                     roles.append(button);
                     buttons[role] = button;

@@ -104,13 +104,13 @@
 
     function fewUnits(_problem, state) {
         if (!state.units.length) {
-            return "No ControlNet unit is on. Enable two, each with a model and a picture.";
+            return "No ControlNet unit is on. Enable two in ControlNet above, each with a model and a picture.";
         }
         const apart = state.units.filter((unit) => unit.why)
             .map((unit) => `Unit ${named(unit)} is not fused: it ${unit.why}.`);
         const only = state.active.map((unit) => `Only unit ${named(unit)} can be fused.`);
-        const what = state.active.length ? "Enable a second ControlNet unit"
-            : "Enable two ControlNet units";
+        const what = state.active.length ? "Enable a second ControlNet unit above"
+            : "Enable two ControlNet units above";
         return [...only, ...apart, `${what}, with a model and a picture.`].join(" ");
     }
 

@@ -58,13 +58,14 @@ const FRONT = "click “in front” in the row of the unit that shows the foregr
 const MISSING = [
     [{ hosted: false }, "There is no ControlNet on this page, so nothing will happen. Install or enable "
         + "ControlNet (for AUTOMATIC1111: the extension sd-webui-controlnet)."],
-    [{ units: [unit(0, { on: false })] }, "No ControlNet unit is on. Enable two, each with a model and a picture."],
+    [{ units: [unit(0, { on: false })] }, "No ControlNet unit is on. Enable two in "
+        + "ControlNet above, each with a model and a picture."],
     [{ units: [BOTH[0], unit(1, { on: false })] }, "Only unit 0 (openpose) can be fused. Enable a second "
-        + "ControlNet unit, with a model and a picture."],
+        + "ControlNet unit above, with a model and a picture."],
     [{ units: [BOTH[0], unit(1, { model: "None" })] }, "Only unit 0 (openpose) can be fused. Unit 1 is not "
-        + "fused: it has no model. Enable a second ControlNet unit, with a model and a picture."],
+        + "fused: it has no model. Enable a second ControlNet unit above, with a model and a picture."],
     [{ units: [BOTH[0], unit(1, { ...DEPTH, weight: 0 })] }, "Only unit 0 (openpose) can be fused. Unit 1 "
-        + "(depth) is not fused: it has weight 0. Enable a second ControlNet unit, with a model and a picture."],
+        + "(depth) is not fused: it has weight 0. Enable a second ControlNet unit above, with a model and a picture."],
     [{ foreground: "1", background: "1" }, `Unit 1 is chosen to be both in front and behind, so nothing will `
         + `happen: ${FRONT}`],
     [{ foreground: "2" }, "Unit 2 is chosen to be in front but is not on, so nothing will happen: enable it in "
