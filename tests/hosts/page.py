@@ -218,6 +218,10 @@ class Page:
     def paste(self, tab: str, infotext: str) -> None:
         """Read generation parameters from the prompt field, with the button for that."""
         self.write(f"#{tab}_prompt textarea", infotext)
+        # Forge Neo keeps the button shut while there is a negative prompt that it would replace.
+        self.write(f"#{tab}_neg_prompt textarea", "")
+        button = self.one(f"#{tab}_tools #paste")
+        until(button.is_enabled, "a paste button to click")
         self.click(f"#{tab}_tools #paste")
         first = infotext.splitlines()[0]
         until(lambda: self.value(f"#{tab}_prompt textarea") == first, "a pasted prompt")
