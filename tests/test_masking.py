@@ -46,7 +46,9 @@ def watch(unet):
     """Makes a word mask over such maps; `notes` is what it said."""
 
     def make(word, prompts, pictures=1, encoder=encode, tokens=77):
-        mask = WordMask(Settings(foreground_word=word), unet, prompts, encoder, notes.append)
+        mask = WordMask(
+            Settings(foreground_word=word, start_step=5), unet, prompts, encoder, notes.append
+        )
         mask.recorder = Maps(pictures, tokens)
         return mask
 

@@ -413,6 +413,13 @@ def test_pins_read_comments_and_markers():
 
 @pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX")
 class TestSignals:
+    @pytest.fixture(autouse=True)
+    def heard(self):
+        """Whoever runs the tests may ignore interrupts, which its children would inherit."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})

@@ -223,8 +223,12 @@ class Page:
         button = self.one(f"#{tab}_tools #paste")
         until(button.is_enabled, "a paste button to click")
         self.click(f"#{tab}_tools #paste")
-        first = infotext.splitlines()[0]
-        until(lambda: self.value(f"#{tab}_prompt textarea") == first, "a pasted prompt")
+        self.settle()
+        prompt, negative = infotext.splitlines()[:2]
+        if self.value(f"#{tab}_prompt textarea") == infotext:  # Forge Neo leaves both prompts
+            self.write(f"#{tab}_prompt textarea", prompt)
+            self.write(f"#{tab}_neg_prompt textarea", negative.removeprefix("Negative prompt: "))
+        until(lambda: self.value(f"#{tab}_prompt textarea") == prompt, "a pasted prompt")
         self.settle()
 
     def value(self, selector: str) -> str:
