@@ -93,4 +93,5 @@ def test_links_of_the_documents_lead_somewhere(document):
     place = ROOT / document
     links = re.findall(r"\]\(([^)#][^)]*)\)", place.read_text("utf-8"))
     assert links
-    assert [n for n in links if not n.startswith("http") and not (place.parent / n).exists()] == []
+    files = {link: link.partition("#")[0] for link in links if not link.startswith("http")}
+    assert [link for link, name in files.items() if not (place.parent / name).exists()] == []
