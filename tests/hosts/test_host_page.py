@@ -100,6 +100,11 @@ def settings(page, tab="txt2img"):
     return found
 
 
+def is_strip(shape):
+    """Whether a picture of this width by height is a strip: three panels or more side by side."""
+    return shape > 2
+
+
 def fill(page, made, pictures):
     """Paste a picture's settings, and give each ControlNet unit its condition."""
     page.paste("txt2img", made.infotexts[0])
@@ -142,7 +147,7 @@ def test_generation_with_two_units(page, host, made, pictures):
     assert "CCN note" not in info, info
     shapes = page.shapes("txt2img")
     assert shapes[0] == 1, "the picture comes first"
-    assert shapes.count(3) == 1, "one strip of original, mask and overlay"
+    assert sum(map(is_strip, shapes)) == 1
     page.js("window.scrollTo(0, 0)")
     page.shoot("generated")
     page.driver.set_window_size(1500, 2600)
@@ -346,7 +351,7 @@ def test_mask_strip_is_saved_with_its_pictures_text(page, made, pictures, instal
     shutil.rmtree(folder, ignore_errors=True)
     fill(page, made, pictures)
     page.generate("txt2img")
-    strip = page.shapes("txt2img").index(3)
+    strip = next(i for i, shape in enumerate(page.shapes("txt2img")) if is_strip(shape))
     page.js("arguments[0].click()", page.all("#txt2img_gallery .thumbnails > button")[strip])
     page.settle()
     page.click(f"#{button}_txt2img")
