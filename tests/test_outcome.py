@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_controlnet, tiny_unet
+from tiny import run_net, tiny_controlnet, tiny_unet
 
 import lib_ccn.outcome as outcome_module
 import lib_ccn.session as session_module
@@ -30,15 +30,6 @@ def unet():
 @pytest.fixture(scope="module")
 def nets(unet):
     return [tiny_controlnet(unet, seed) for seed in (1, 2, 3)]
-
-
-def run_net(net):
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 4, *SIZE, generator=generator)
-    text = torch.randn(2, 5, 16, generator=generator)
-    image = torch.rand(2, 3, 16, 16, generator=generator)
-    down, middle = net(sample, 3, text, image, return_dict=False)
-    return [*down, middle]
 
 
 def generate(

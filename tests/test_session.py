@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from tiny import tiny_controlnet, tiny_unet
+from tiny import run_net, tiny_controlnet, tiny_unet
 
 from lib_ccn.foreground import silhouette
 from lib_ccn.prompt import Token, TokenizedPrompt
@@ -38,15 +38,6 @@ def a_call(step=0):
 
 def the_sum(lists):
     return [sum(layer[1:], layer[0]) for layer in zip(*lists, strict=True)]
-
-
-def run_net(net, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    sample = torch.randn(2, 4, *SIZE, generator=generator)
-    text = torch.randn(2, 5, 16, generator=generator)
-    image = torch.rand(2, 3, 16, 16, generator=generator)
-    down, middle = net(sample, 3, text, image, return_dict=False)
-    return [*down, middle]
 
 
 def test_roles(unet, nets):

@@ -75,14 +75,16 @@ class Sampling:
     @property
     def denoiser_step(self) -> int:
         """How often the sampler has asked its denoiser so far."""
-        denoiser = getattr(getattr(self.p, "sampler", None), "model_wrap_cfg", None)
-        return int(getattr(denoiser, "step", 0))
+        return int(getattr(self._denoiser, "step", 0))
+
+    @property
+    def _denoiser(self) -> Any:
+        return getattr(getattr(self.p, "sampler", None), "model_wrap_cfg", None)
 
     @property
     def steps(self) -> int | None:
         """How many steps the sampler makes; None where the host does not say."""
-        denoiser = getattr(getattr(self.p, "sampler", None), "model_wrap_cfg", None)
-        calls = getattr(denoiser, "total_steps", None)
+        calls = getattr(self._denoiser, "total_steps", None)
         return None if calls is None else int(calls) // self.order
 
     @property
@@ -170,8 +172,7 @@ class Sampling:
     @property
     def did_all(self) -> bool:
         """Whether everything was done that was asked for."""
-        done = self.aside is None and self.session is not None
-        return done and self.refusal(False) is None
+        return self.refusal(sufficed=False) is None
 
     @property
     def needless(self) -> bool:
