@@ -53,12 +53,12 @@ class Command:
 COMMANDS = {
     "demo": Command(
         "conflicting conditions, fused in every way, side by side in out/demo.png",
-        "lib_ccn.playground",
+        "demo",
         ("demo",),
     ),
     "playground": Command(
         "a page in the browser to try the method: draw, choose, compare, look inside",
-        "lib_ccn.playground",
+        "demo",
         ("page",),
         ("demo", "playground"),
     ),
@@ -76,9 +76,7 @@ COMMANDS = {
         "tests/hosts",
         groups=("demo", "test"),
     ),
-    "explain": Command(
-        "draw the figures of docs/how-it-works.md", "lib_ccn.playground", ("explain",)
-    ),
+    "explain": Command("draw the figures of docs/how-it-works.md", "demo", ("explain",)),
     "train": Command("train the demo model from scratch", "training"),
     "gates": Command("measure the demo model's quality gates", "training.gates"),
 }

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.command import add_options
-from lib_ccn.playground.command_line import Parser, interruptible, leave
+from demo.command_line import Parser, interruptible, leave
 
 TITLES = {
     "fusion": "Fusion of the 13 residuals of SD 1.5 at 512x512, batch 2, to the plain sum",
@@ -32,7 +32,7 @@ one's of the same round. Made by `python3 run.py bench --write`.
 def main() -> int:
     """Run the benchmarks and print, or write, their tables; returns the exit status."""
     if sys.argv[1:2] == [PICTURES]:
-        from lib_ccn.playground.quiet import silence_libraries
+        from demo.quiet import silence_libraries
 
         silence_libraries()  # before what follows imports their pipelines
         from benchmarks.fidelity import command

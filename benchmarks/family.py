@@ -22,12 +22,12 @@ from torch import Tensor
 
 from benchmarks.command import main
 from benchmarks.timing import machine
+from demo.demo_model import is_flux
+from demo.quiet import silence_libraries
+from demo.random_models import random_flux, random_sdxl
 from lib_ccn.attention import KeyValueStore, capture_keys_values, self_attention_layers
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.joint_attention import capture_joint_keys_values, joint_attention_layers
-from lib_ccn.playground.demo_model import is_flux
-from lib_ccn.playground.quiet import silence_libraries
-from lib_ccn.playground.random_models import random_flux, random_sdxl
 
 PROMPT = "a red star over a green field"
 WORD = {"mask_source": "word", "foreground_word": "star", "mask_threshold": 0.5}

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from demo.demo_model import generate, load_pipeline
+from demo.metrics import mask_iou
+from demo.quiet import silence_libraries
+from demo.scenes import Scenes, draw
 from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.playground.demo_model import generate, load_pipeline
-from lib_ccn.playground.metrics import mask_iou
-from lib_ccn.playground.quiet import silence_libraries
-from lib_ccn.playground.scenes import Scenes, draw
 from lib_ccn.settings import Settings
 
 SEED = 20_260_102

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from .setting import MESSAGE_LIMIT, Setting, SettingsError, image_bytes
+from .schema import MESSAGE_LIMIT, Setting, SettingsError, image_bytes
 from .showable import showable, shown_value
 
 __all__ = [

@@ -8,9 +8,9 @@ import torch
 from benchmarks import __main__ as bench
 from benchmarks import family, fusion, injection, mask, mask_study, step, timing
 from benchmarks.__main__ import TITLES
+from demo.demo_model import BUNDLED, load_pipeline
+from demo.scenes import draw
 from lib_ccn.fusion import MODES
-from lib_ccn.playground.demo_model import BUNDLED, load_pipeline
-from lib_ccn.playground.scenes import draw
 
 
 def test_interleaved_calls_take_turns():

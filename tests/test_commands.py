@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from benchmarks.fidelity import command as fidelity
-from lib_ccn.playground import demo_model
-from lib_ccn.playground.__main__ import main
-from lib_ccn.playground.command_line import INTERRUPTED
-from lib_ccn.playground.examples import bundled_examples
-from lib_ccn.playground.options import parse
-from lib_ccn.playground.quiet import step_bar
+from demo import demo_model
+from demo.__main__ import main
+from demo.command_line import INTERRUPTED
+from demo.examples import bundled_examples
+from demo.options import parse
+from demo.quiet import step_bar
 from lib_ccn.settings import Settings
 from lib_ccn.webui.presets import METHOD, PresetStore
 from training import command as training
@@ -95,7 +95,7 @@ class TestOut:
     def no_model(self, monkeypatch):
         """Nothing is loaded, much less sampled."""
         for module in ("demo.load_family", "explain.load_pipeline", "demo_model.load_pipeline"):
-            place = f"lib_ccn.playground.{module}"
+            place = f"demo.{module}"
             monkeypatch.setattr(place, lambda *_, **__: pytest.fail("the model was loaded"))
 
     @pytest.fixture
@@ -133,7 +133,7 @@ class TestOut:
         def stop(*_, **__):
             raise demo_model.ModelError("as a test")
 
-        monkeypatch.setattr("lib_ccn.playground.demo.load_family", stop)
+        monkeypatch.setattr("demo.demo.load_family", stop)
         assert main(["demo", "--out", str(out)]) == 1
         assert out.read_text() == "before"
         assert main(["demo", "--out", str(tmp_path / "new.png")]) == 1
@@ -222,23 +222,23 @@ class TestCtrlC:
         self.stopped(capsys, COMMANDS[command]([]))
 
     def test_while_loading(self, capsys, monkeypatch, press, tmp_path):
-        monkeypatch.setattr("lib_ccn.playground.demo.load_family", press)
+        monkeypatch.setattr("demo.demo.load_family", press)
         self.stopped(capsys, main(["demo", "--out", str(tmp_path / "x.png")]))
 
     def test_while_sampling(self, capsys, monkeypatch, press, tmp_path):
-        monkeypatch.setattr("lib_ccn.playground.demo.generate", press)
+        monkeypatch.setattr("demo.demo.generate", press)
         self.stopped(capsys, main(["demo", "--out", str(tmp_path / "x.png")]))
         assert not (tmp_path / "x.png").exists()
 
     def test_while_writing(self, capsys, monkeypatch, press, tmp_path):
-        monkeypatch.setattr("lib_ccn.playground.demo._generate_all", lambda *_: {})
-        monkeypatch.setattr("lib_ccn.playground.demo._figure", lambda *_: Image.new("RGB", (8, 8)))
+        monkeypatch.setattr("demo.demo._generate_all", lambda *_: {})
+        monkeypatch.setattr("demo.demo._figure", lambda *_: Image.new("RGB", (8, 8)))
         monkeypatch.setattr(Image.Image, "save", press)
         self.stopped(capsys, main(["demo", "--out", str(tmp_path / "x.jpg")]))
 
     def test_while_serving(self, capsys, monkeypatch, press, tmp_path):
         pytest.importorskip("gradio", reason="gradio is not installed")
-        monkeypatch.setattr("lib_ccn.playground.page_command.threading.Event.wait", press)
+        monkeypatch.setattr("demo.page_command.threading.Event.wait", press)
         words = ["--presets", str(tmp_path), "--port", "17861"]
         self.stopped(capsys, main(["page", *words]))
 
@@ -251,7 +251,7 @@ class TestCtrlC:
         body = caught if how.startswith("import") else how
         program = (
             "import os, signal, time\n"
-            "from lib_ccn.playground.command_line import interruptible, leave\n"
+            "from demo.command_line import interruptible, leave\n"
             "def press(): os.kill(os.getpid(), signal.SIGINT)\n"
             f"def command():\n {body}\n return 0\n"
             "leave(interruptible(command))"
@@ -270,7 +270,7 @@ class TestCtrlC:
     @pytest.mark.parametrize(
         "words",
         [
-            ["-m", "lib_ccn.playground", "demo", "--steps", "500", "--out", os.devnull + ".png"],
+            ["-m", "demo", "demo", "--steps", "500", "--out", os.devnull + ".png"],
             ["-m", "training.gates"],
             ["-m", "training", "--scale", "50"],
             ["-m", "benchmarks", "step"],

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from random_run import save_random_run
 
-from lib_ccn.playground.__main__ import main
-from lib_ccn.playground.demo_model import (
+from demo.__main__ import main
+from demo.demo_model import (
     BUNDLED,
     ModelError,
     generate,
@@ -23,9 +23,9 @@ from lib_ccn.playground.demo_model import (
     with_one_controlnet,
     without_controlnets,
 )
-from lib_ccn.playground.examples import bundled_examples
-from lib_ccn.playground.figure import Column, Row, draw_figure, overlay, to_image
-from lib_ccn.playground.options import COLUMNS, parse
+from demo.examples import bundled_examples
+from demo.figure import Column, Row, draw_figure, overlay, to_image
+from demo.options import COLUMNS, parse
 from lib_ccn.settings import Settings, fields
 
 
@@ -259,7 +259,7 @@ def test_a_missing_part_is_named(model, tmp_path):
 def test_the_bundled_model_makes_what_it_is_told():
     if not (BUNDLED / "model_index.json").is_file():
         pytest.skip(f"THE TRAINED MODEL IS MISSING: {BUNDLED} (make it with training.export)")
-    from lib_ccn.playground.metrics import object_colour, object_iou
+    from demo.metrics import object_colour, object_iou
 
     pipe = load_pipeline()
     assert pipe.safety_checker is None

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from demo.__main__ import main
+from demo.demo_model import BUNDLED, ModelError, generate, native_size
+from demo.families import load_family
+from demo.options import parse
 from lib_ccn.families import FAMILIES
 from lib_ccn.hosts.diffusers import family_of
-from lib_ccn.playground.__main__ import main
-from lib_ccn.playground.demo_model import BUNDLED, ModelError, generate, native_size
-from lib_ccn.playground.families import load_family
-from lib_ccn.playground.options import parse
 from lib_ccn.settings import Settings, SettingsError
 
 needs_tokenizer = pytest.mark.skipif(
@@ -44,7 +44,7 @@ def test_a_figure_of_random_weights_that_says_so(family, start, tmp_path, capsys
 @needs_tokenizer
 def test_the_figures_footer_says_it_too(monkeypatch, tmp_path):
     footers = []
-    from lib_ccn.playground import demo
+    from demo import demo
 
     own = demo.draw_figure
     monkeypatch.setattr(demo, "draw_figure", lambda *a, **k: (footers.append(a), own(*a, **k))[1])

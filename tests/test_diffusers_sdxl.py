@@ -18,11 +18,11 @@ from family_oracles import (
 )
 from tiny import conditions
 
+from demo.demo_model import BUNDLED
+from demo.random_models import random_sdxl
 from lib_ccn.attention import self_attention_layers
 from lib_ccn.foreground import resize_mask, token_grid
 from lib_ccn.hosts.diffusers import cross_controlnet, family_of
-from lib_ccn.playground.demo_model import BUNDLED
-from lib_ccn.playground.random_models import random_sdxl
 from lib_ccn.settings import SettingsError
 
 pytestmark = pytest.mark.skipif(

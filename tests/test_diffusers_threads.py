@@ -9,9 +9,9 @@ from family_oracles import state
 from test_diffusers_sharing import FULL, OTHER, sibling_of
 from tiny import conditions, generate, tiny_pipeline
 
+from demo.demo_model import BUNDLED
+from demo.random_models import random_flux, random_sdxl
 from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.playground.demo_model import BUNDLED
-from lib_ccn.playground.random_models import random_flux, random_sdxl
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import conditions, generate, tiny_pipeline
 
+from demo.demo_model import BUNDLED
+from demo.random_models import random_flux, random_sdxl
 from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.playground.demo_model import BUNDLED
-from lib_ccn.playground.random_models import random_flux, random_sdxl
 from lib_ccn.settings import SettingsError
 
 FULL = {"start_step": 1, "foreground_word": "star"}

@@ -8,19 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_ccn.fusion import AVERAGED
-from lib_ccn.playground import explain, explain_figures
-from lib_ccn.playground.__main__ import main
-from lib_ccn.playground.demo_model import BUNDLED
-from lib_ccn.playground.examples import bundled_examples
-from lib_ccn.playground.explain_figures import (
+from demo import explain, explain_figures
+from demo.__main__ import main
+from demo.demo_model import BUNDLED
+from demo.examples import bundled_examples
+from demo.explain_figures import (
     BOTH,
     UNIT_COLOURS,
     _central_token,
     injection_figure,
     winner_image,
 )
-from lib_ccn.playground.watch import Explanation, Watched
+from demo.watch import Explanation, Watched
+from lib_ccn.fusion import AVERAGED
 from lib_ccn.settings import Settings
 
 ROOT = Path(__file__).parents[1]

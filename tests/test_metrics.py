@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_ccn.playground.metrics import (
+from demo.metrics import (
     mask_iou,
     object_colour,
     object_iou,
@@ -16,7 +16,7 @@ from lib_ccn.playground.metrics import (
     region_labels,
     regions_present,
 )
-from lib_ccn.playground.scenes import REGION_NAMES, REGIONS, SIZE, Scenes, draw
+from demo.scenes import REGION_NAMES, REGIONS, SIZE, Scenes, draw
 
 
 @pytest.fixture(scope="module")

@@ -9,23 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_ccn.fusion import AVERAGED, channel_fusion, pix_fusion
-from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.playground import page_first
-from lib_ccn.playground import page_views as views
-from lib_ccn.playground.demo_model import generate, load_pipeline
-from lib_ccn.playground.examples import bundled_examples
-from lib_ccn.playground.figure import to_image
-from lib_ccn.playground.page_command import keep_to_this_machine, starting_preset
-from lib_ccn.playground.page_inputs import (
+from demo import page_first
+from demo import page_views as views
+from demo.demo_model import generate, load_pipeline
+from demo.examples import bundled_examples
+from demo.figure import to_image
+from demo.page_command import keep_to_this_machine, starting_preset
+from demo.page_inputs import (
     editor_value,
     read_condition,
     read_order,
     shown_condition,
 )
-from lib_ccn.playground.page_options import data_folder, parse
-from lib_ccn.playground.page_record import Layer, Record
-from lib_ccn.playground.page_run import (
+from demo.page_options import data_folder, parse
+from demo.page_record import Layer, Record
+from demo.page_run import (
     FUSED,
     SUM,
     Cancelled,
@@ -35,6 +33,8 @@ from lib_ccn.playground.page_run import (
     Studio,
     UnitOrder,
 )
+from lib_ccn.fusion import AVERAGED, channel_fusion, pix_fusion
+from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.webui.presets import PresetStore
 from lib_ccn.winners import winners

@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib_ccn.playground import page_first, page_views
-from lib_ccn.playground.demo_model import load_pipeline
-from lib_ccn.playground.examples import bundled_examples
-from lib_ccn.playground.page_command import keep_to_this_machine, serve
-from lib_ccn.playground.page_inputs import editor_value, received, shown_condition
-from lib_ccn.playground.page_run import OrderError, Studio
+from demo import page_first, page_views
+from demo.demo_model import load_pipeline
+from demo.examples import bundled_examples
+from demo.page_command import keep_to_this_machine, serve
+from demo.page_inputs import editor_value, received, shown_condition
+from demo.page_run import OrderError, Studio
 from lib_ccn.settings import fields
 from lib_ccn.webui.arguments import PAGE
 from lib_ccn.webui.presets import PresetStore
 
 keep_to_this_machine(os.environ)
 pytest.importorskip("gradio", reason="gradio is not installed (requirements/playground.txt)")
-page = importlib.import_module("lib_ccn.playground.page")
-Events = importlib.import_module("lib_ccn.playground.page_events").Events
+page = importlib.import_module("demo.page")
+Events = importlib.import_module("demo.page_events").Events
 
 ROOT = Path(__file__).parents[1]
 WINDOW = SimpleNamespace(session_hash="a window")
@@ -235,7 +235,7 @@ class TestPage:
         head = page.head()
         for path in (*(ROOT / "javascript").glob("*.js"), ROOT / "style.css"):
             assert path.read_text("utf-8") in head
-        assert (ROOT / "lib_ccn/playground/page.js").read_text("utf-8") in head
+        assert (ROOT / "demo/page.js").read_text("utf-8") in head
         assert head.count("</script>") == 1 + len(list((ROOT / "javascript").glob("*.js")))
 
     def test_no_font_is_fetched(self):

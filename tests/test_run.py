@@ -35,7 +35,7 @@ def root(tmp_path):
     """A project, with a space and an umlaut in its path, whose demo tells what it was given."""
     root = tmp_path / "my pröject"
     shutil.copytree(ROOT / "requirements", root / "requirements")
-    package = root / "lib_ccn" / "playground"
+    package = root / "demo"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").touch()

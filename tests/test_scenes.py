@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib_ccn.playground.scenes import (
+from demo.scenes import (
     COLOURS,
     MAP_COLOURS,
     REGION_NAMES,

@@ -11,8 +11,8 @@ from random_run import save_random_run
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lib_ccn.playground.demo_model import BUNDLED, ModelError, load_pipeline
-from lib_ccn.playground.scenes import draw
+from demo.demo_model import BUNDLED, ModelError, load_pipeline
+from demo.scenes import draw
 from training import export as exporting
 from training import gates, stages
 from training.data import ScenePool, tokenize

@@ -1,6 +1,6 @@
 """Command line: `python -m training [STAGE ...] --out runs/demo`."""
 
-from lib_ccn.playground.command_line import interruptible, leave
+from demo.command_line import interruptible, leave
 
 
 def main() -> int:

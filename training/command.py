@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lib_ccn.playground.command_line import (
+from demo.command_line import (
     OutputError,
     Parser,
     number,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lib_ccn.playground.scenes import draw
+from demo.scenes import draw
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from lib_ccn.playground.demo_model import (
+from demo.demo_model import (
     CONTROLNETS,
     ModelError,
     generate,
@@ -21,7 +21,7 @@ from lib_ccn.playground.demo_model import (
     save_pipeline_index,
     without_controlnets,
 )
-from lib_ccn.playground.quiet import silence_libraries
+from demo.quiet import silence_libraries
 
 LIMIT = 25_000_000
 NETWORKS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib_ccn.playground.command_line import (
+from demo.command_line import (
     GUIDANCE_LIMIT,
     STEP_LIMIT,
     OutputError,
@@ -22,7 +22,7 @@ from lib_ccn.playground.command_line import (
     prepare_file,
     whole,
 )
-from lib_ccn.playground.options import BUNDLED_MASK_REDUCTION
+from demo.options import BUNDLED_MASK_REDUCTION
 
 SCENE_SEED = 20_260_101  # the trainer's scenes come from the seeds 0, 7919, 15838, ...
 SCENE_LIMIT = 65_536
@@ -140,15 +140,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Make and measure the pictures; returns the exit status."""
-    from lib_ccn.playground.quiet import silence_libraries
+    from demo.quiet import silence_libraries
 
     silence_libraries()  # before what follows imports their pipelines
     import torch
     from diffusers import DDIMScheduler, UniPCMultistepScheduler
     from tqdm import tqdm
 
-    from lib_ccn.playground.demo_model import ModelError, load_pipeline
-    from lib_ccn.playground.scenes import draw
+    from demo.demo_model import ModelError, load_pipeline
+    from demo.scenes import draw
     from training.measure import Bench, differences
 
     began = time.monotonic()
@@ -178,7 +178,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         _write_json(given, kinds, rows, apart, failed)
     if given.sheet:
-        from lib_ccn.playground.figure import contact_sheet
+        from demo.figure import contact_sheet
 
         shown = {"outline": scenes.outline, "region map": scenes.region_map} | pictures
         contact_sheet([(n, p[:SHEET_PICTURES]) for n, p in shown.items()]).save(given.sheet)

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib_ccn.foreground import resize_mask
-from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.playground import metrics
-from lib_ccn.playground.demo_model import (
+from demo import metrics
+from demo.demo_model import (
     generate,
     native_size,
     with_one_controlnet,
     without_controlnets,
 )
-from lib_ccn.playground.scenes import Scenes
+from demo.scenes import Scenes
+from lib_ccn.foreground import resize_mask
+from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings
 from training.gates import Kind
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lib_ccn.playground.scenes import COLOURS, REGION_PHRASES, SHAPES
+from demo.scenes import COLOURS, REGION_PHRASES, SHAPES
 
 TEXT_WIDTH = 96
 _SMALL_WORDS = "a an the over in front of and with on under behind only near , ."

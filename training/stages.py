@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lib_ccn.playground.scenes import SIZE, draw
+from demo.scenes import SIZE, draw
 from training.data import ScenePool, tokenize
 from training.loop import Schedule, rank, train, wait, world
 from training.models import (

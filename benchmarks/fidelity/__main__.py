@@ -1,11 +1,11 @@
 """`python -m benchmarks.fidelity`, as `python3 run.py bench fidelity`."""
 
-from lib_ccn.playground.command_line import interruptible, leave
+from demo.command_line import interruptible, leave
 
 
 def main() -> int:
     """Run the command; what it imports takes seconds."""
-    from lib_ccn.playground.quiet import silence_libraries
+    from demo.quiet import silence_libraries
 
     silence_libraries()  # before what follows imports their pipelines
     from benchmarks.fidelity import command

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lib_ccn.attention import self_attention_layers
-from lib_ccn.playground.command_line import (
+from demo.command_line import (
     GUIDANCE_LIMIT,
     STEP_LIMIT,
     OutputError,
@@ -25,12 +24,13 @@ from lib_ccn.playground.command_line import (
     whole,
     without_interrupts,
 )
-from lib_ccn.playground.demo_model import ModelError, native_size
-from lib_ccn.playground.options import (
+from demo.demo_model import ModelError, native_size
+from demo.options import (
     BUNDLED_GUIDANCE,
     BUNDLED_MASK_REDUCTION,
     GUIDANCE,
 )
+from lib_ccn.attention import self_attention_layers
 from lib_ccn.settings import Settings
 
 from . import report

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from demo.command_line import SEED_LIMIT
 from lib_ccn.images import ImageError, read_numbers, read_picture, to_condition, to_mask
-from lib_ccn.playground.command_line import SEED_LIMIT
 
 from .pairs import CASES, CONFLICT, Batch, Plan, split
 

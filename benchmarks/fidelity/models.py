@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from lib_ccn.playground.demo_model import BUNDLED, load_pipeline
-from lib_ccn.playground.families import load_family
+from demo.demo_model import BUNDLED, load_pipeline
+from demo.families import load_family
 
 
 def load(

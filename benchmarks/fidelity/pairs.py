@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lib_ccn.playground import metrics
-from lib_ccn.playground.scenes import Scenes, draw
+from demo import metrics
+from demo.scenes import Scenes, draw
 
 from .naturalness import Naturalness
 
@@ -130,7 +130,7 @@ class DrawnPairs:
         )
 
     def score(self, batch: Batch, pictures: Tensor) -> list[dict[str, float]]:
-        """See `Source`. The measures are those of `lib_ccn.playground.metrics`."""
+        """See `Source`. The measures are those of `demo.metrics`."""
         scenes: Scenes = batch.details
         colours = zip(metrics.object_colour(pictures), scenes.colour, strict=True)
         right = torch.tensor([float(seen == meant) for seen, meant in colours])

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from demo.demo_model import generate
+from demo.metrics import mask_iou, widened
 from lib_ccn.foreground import reduced_grid, resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.playground.demo_model import generate
-from lib_ccn.playground.metrics import mask_iou, widened
 from lib_ccn.settings import Settings
 
 from .authors import RULES, fused_by

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_ccn.playground.metrics import mask_iou, ssim
+from demo.metrics import mask_iou, ssim
 
 IGNORED = 255
 

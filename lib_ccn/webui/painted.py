@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..images import eight_bit, on_black
-from ..setting import SettingsError
+from ..schema import SettingsError
 
 _SKETCH = frozenset({"image", "mask"})
 _EDITOR = frozenset({"background", "layers", "composite"})

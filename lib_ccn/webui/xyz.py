@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..setting import Setting, SettingsError
+from ..schema import Setting, SettingsError
 from ..settings import fields, page_message
 from .refusal import RefusedError
 

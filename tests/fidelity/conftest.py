@@ -14,8 +14,8 @@ from random_run import save_random_run
 from benchmarks.fidelity.models import load
 from benchmarks.fidelity.pairs import DrawnPairs
 from benchmarks.fidelity.runner import Worker
-from lib_ccn.playground.demo_model import save_pipeline_index
-from lib_ccn.playground.scenes import draw
+from demo.demo_model import save_pipeline_index
+from demo.scenes import draw
 
 from . import QUICK
 

@@ -15,11 +15,11 @@ from benchmarks.fidelity import authors, layers, runner
 from benchmarks.fidelity.methods import CHANNEL, SUM, TRUE_OBJECT, WIDENED_OBJECT, Method
 from benchmarks.fidelity.pairs import CONFLICT
 from benchmarks.fidelity.runner import Worker
+from demo import metrics
+from demo.demo_model import generate
+from demo.winners import channel_ratio
 from lib_ccn.foreground import resize_mask, silhouette
 from lib_ccn.fusion import AVERAGED, pix_fusion
-from lib_ccn.playground import metrics
-from lib_ccn.playground.demo_model import generate
-from lib_ccn.playground.winners import channel_ratio
 from lib_ccn.winners import winners
 
 from . import QUICK, main_method

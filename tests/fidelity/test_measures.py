@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.fidelity.naturalness import Naturalness
 from benchmarks.fidelity.stats import difference, estimate
-from lib_ccn.playground import metrics
-from lib_ccn.playground.scenes import draw
+from demo import metrics
+from demo.scenes import draw
 
 
 def test_ssim_is_one_for_equal_pictures_and_follows_the_formula():

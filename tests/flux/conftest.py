@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib_ccn.playground.random_models import random_flux
+from demo.random_models import random_flux
 
 
 @pytest.fixture(scope="module")

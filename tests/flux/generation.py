@@ -7,7 +7,7 @@ import torch
 from family_oracles import PROMPT
 from tiny import conditions
 
-from lib_ccn.playground.demo_model import BUNDLED
+from demo.demo_model import BUNDLED
 
 MARKS = [
     pytest.mark.skipif(

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from lib_ccn.images import SIDE
-from lib_ccn.setting import SettingsError
+from lib_ccn.schema import SettingsError
 from lib_ccn.webui.painted import to_base64
 
 LARGE = (3000, 1500)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from ..showable import shown_value
+from lib_ccn.showable import shown_value
 
 SEED_LIMIT = 2**64 - 1  # what torch's generators take
 STEP_LIMIT = 1000  # the noise levels that the models were trained on

@@ -1,6 +1,6 @@
 """What the page shows at first: its first example, finished beforehand.
 
-`python -m lib_ccn.playground.page_first` makes the two pictures anew, where the model or the method
+`python -m demo.page_first` makes the two pictures anew, where the model or the method
 has changed; a test tells when they no longer are what the page would make.
 """
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..settings import Settings
+from lib_ccn.settings import Settings
+
 from .demo_model import load_pipeline
 from .examples import bundled_examples
 from .options import BUNDLED_GUIDANCE, BUNDLED_MASK_REDUCTION

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..families import FAMILIES
-from ..settings import VERSION, Setting, Settings, SettingsError, fields
-from ..showable import showable
+from lib_ccn.families import FAMILIES
+from lib_ccn.settings import VERSION, Setting, Settings, SettingsError, fields
+from lib_ccn.showable import showable
+
 from .command_line import (
     GUIDANCE_LIMIT,
     SEED_LIMIT,
@@ -301,7 +302,7 @@ def _value(setting: Setting, value: Any) -> Any:
 
 def _read_mask(path: Path) -> str:
     """The file as base64; it is decoded here too, since only here its name is known."""
-    from ..images import ImageError, read_picture  # imports torch, which takes seconds
+    from lib_ccn.images import ImageError, read_picture  # imports torch, which takes seconds
 
     try:
         read_picture(path)

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..families import FAMILIES
-from ..hosts.diffusers import cross_controlnet
-from ..images import ImageError, read_picture, to_condition
-from ..settings import Settings, SettingsError
+from lib_ccn.families import FAMILIES
+from lib_ccn.hosts.diffusers import cross_controlnet
+from lib_ccn.images import ImageError, read_picture, to_condition
+from lib_ccn.settings import Settings, SettingsError
+
 from .command_line import OutputError, prepare_file
 from .demo_model import ModelError, generate
 from .examples import Example, bundled_examples

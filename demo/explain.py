@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..settings import Settings
+from lib_ccn.settings import Settings
+
 from .command_line import STEP_LIMIT, OutputError, Parser, prepare_folder, whole
 from .demo_model import ModelError, load_pipeline
 from .examples import SCENES, bundled_examples

@@ -1,4 +1,4 @@
-"""Command line of the playground: `python -m lib_ccn.playground demo --help`."""
+"""Command line of the playground: `python -m demo demo --help`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from .command_line import interruptible, leave
 
-USAGE = """usage: python -m lib_ccn.playground COMMAND [options]
+USAGE = """usage: python -m demo COMMAND [options]
 
 commands:
   demo     make pictures of two conflicting conditions, with and without the method

@@ -12,7 +12,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..settings import SettingsError
+from lib_ccn.settings import SettingsError
+
 from . import page_views as views
 from .examples import Example
 from .page_inputs import editor_value, read_order, shown_condition, whole

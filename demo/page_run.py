@@ -15,8 +15,9 @@ from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 from torch import Tensor
 
-from ..hosts.diffusers import cross_controlnet
-from ..settings import Settings, SettingsError
+from lib_ccn.hosts.diffusers import cross_controlnet
+from lib_ccn.settings import Settings, SettingsError
+
 from .demo_model import generate, native_size
 from .figure import to_image
 from .page_record import Record

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..attention import self_attention_layers
-from ..foreground import resize_mask, token_grid
-from ..fusion import AVERAGED, smoothed_deviation
-from ..winners import AVERAGED_COLOUR, COLOURS, winners
+from lib_ccn.attention import self_attention_layers
+from lib_ccn.foreground import resize_mask, token_grid
+from lib_ccn.fusion import AVERAGED, smoothed_deviation
+from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
+
 from .demo_model import ModelError
 from .figure import (
     GREY,

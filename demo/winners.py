@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fusion import smooth, smoothed_deviation
+from lib_ccn.fusion import smooth, smoothed_deviation
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..fusion import AVERAGED
-from ..winners import AVERAGED_COLOUR, COLOURS
+from lib_ccn.fusion import AVERAGED
+from lib_ccn.winners import AVERAGED_COLOUR, COLOURS
+
 from .examples import Example
 from .figure import enlarged, overlay, to_image
 from .page_record import Layer, Record

@@ -17,7 +17,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-BUNDLED = Path(__file__).parents[2] / "models" / "demo"
+BUNDLED = Path(__file__).parents[1] / "models" / "demo"
 CONTROLNETS = ("controlnet-outline", "controlnet-regions")
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 INDEX = "model_index.json"

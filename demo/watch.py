@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention import self_attention_layers
-from ..hosts.diffusers import cross_controlnet
-from ..settings import Settings
+from lib_ccn.attention import self_attention_layers
+from lib_ccn.hosts.diffusers import cross_controlnet
+from lib_ccn.settings import Settings
+
 from .demo_model import generate
 from .examples import Example
 from .options import BUNDLED_GUIDANCE

@@ -12,11 +12,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..webui.accordion import Accordion
-from ..webui.arguments import PAGE
-from ..webui.preset_row import QUICK
-from ..webui.presets import PresetStore
-from ..webui.unit_choices import unit_choices
+from lib_ccn.webui.accordion import Accordion
+from lib_ccn.webui.arguments import PAGE
+from lib_ccn.webui.preset_row import QUICK
+from lib_ccn.webui.presets import PresetStore
+from lib_ccn.webui.unit_choices import unit_choices
+
 from .examples import Example
 from .page_events import Events
 from .page_first import NOTE, STEPS
@@ -25,7 +26,7 @@ from .page_run import FUSED, SUM, Studio
 from .page_views import bar, example_thumbnail, said, shown_picture, wrong
 from .scenes import MAP_COLOURS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TITLE = "Cross-ControlNet playground"
 # What the WebUI calls its text-to-image tab: the accordion's script looks for it.
 TAB = "txt2img"

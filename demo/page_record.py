@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..fusion import fuse_residuals
-from ..hosts.diffusers import CrossControlNet
-from ..session import Session
+from lib_ccn.fusion import fuse_residuals
+from lib_ccn.hosts.diffusers import CrossControlNet
+from lib_ccn.session import Session
 
 
 @dataclass(frozen=True)

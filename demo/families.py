@@ -15,8 +15,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from ..families import FAMILIES
-from ..hosts.diffusers import check_belonging
+from lib_ccn.families import FAMILIES
+from lib_ccn.hosts.diffusers import check_belonging
+
 from .demo_model import ModelError, is_flux, load_part, load_pipeline, native_size, usable_device
 from .random_models import random_flux, random_sdxl
 

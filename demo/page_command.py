@@ -10,8 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ..settings import Settings, SettingsError
-from ..webui.presets import BUILT_IN, METHOD, PresetError, PresetStore
+from lib_ccn.settings import Settings, SettingsError
+from lib_ccn.webui.presets import BUILT_IN, METHOD, PresetError, PresetStore
+
 from .demo_model import ModelError, load_pipeline
 from .examples import bundled_examples
 from .options import BUNDLED_GUIDANCE, BUNDLED_MASK_REDUCTION, GUIDANCE

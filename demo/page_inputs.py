@@ -8,8 +8,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..images import ImageError, eight_bit, to_condition
-from ..webui import arguments
+from lib_ccn.images import ImageError, eight_bit, to_condition
+from lib_ccn.webui import arguments
+
 from .figure import enlarged, to_image
 from .page_run import Order, OrderError, UnitOrder
 
