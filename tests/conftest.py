@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import pytest
 from hypothesis import settings
 
 # A busy machine is no reason for a property to fail.
@@ -29,3 +30,21 @@ def pytest_addoption(parser):
     group.addoption("--webui-sdxl", action="store_true", help="Stable Diffusion XL, not 1.5")
     group.addoption("--webui-page", action="store_true", help="also the page, in a browser")
     group.addoption("--webui-models", action="store_true", help="also the further models")
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """A tiny UNet with random weights."""
+    import torch
+    from tiny import tiny_unet
+
+    torch.manual_seed(0)
+    return tiny_unet().eval()
+
+
+@pytest.fixture(scope="module")
+def nets(unet):
+    """Three ControlNets for it."""
+    from tiny import tiny_controlnet
+
+    return [tiny_controlnet(unet, seed) for seed in (1, 2, 3)]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from clip_like import encode, piece
-from tiny import tiny_unet
 
 from lib_ccn.masking import WordMask
 from lib_ccn.prompt import TokenizedPrompt, tokenize
@@ -36,21 +35,18 @@ class Maps:
         return maps
 
 
-@pytest.fixture(scope="module")
-def unet():
-    return tiny_unet()
-
-
 @pytest.fixture
-def watch(unet):
+def watch():
     """Makes a word mask over such maps; `notes` is what it said."""
 
     def make(word, prompts, pictures=1, encoder=encode, tokens=77):
-        mask = WordMask(
-            Settings(foreground_word=word, start_step=5), unet, prompts, encoder, notes.append
+        return WordMask(
+            Settings(foreground_word=word, start_step=5),
+            Maps(pictures, tokens),
+            prompts,
+            encoder,
+            notes.append,
         )
-        mask.recorder = Maps(pictures, tokens)
-        return mask
 
     notes = []
     make.notes = notes

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import run_net, tiny_controlnet, tiny_unet
+from tiny import run_net
 
 import lib_ccn.outcome as outcome_module
 import lib_ccn.session as session_module
@@ -19,17 +19,6 @@ from lib_ccn.settings import Settings
 from lib_ccn.units import Call, Unit
 
 SIZE = (8, 8)
-
-
-@pytest.fixture(scope="module")
-def unet():
-    torch.manual_seed(0)
-    return tiny_unet().eval()
-
-
-@pytest.fixture(scope="module")
-def nets(unet):
-    return [tiny_controlnet(unet, seed) for seed in (1, 2, 3)]
 
 
 def generate(

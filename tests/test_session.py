@@ -15,17 +15,6 @@ from lib_ccn.units import Call, Role, StepClock, Unit
 SIZE = (8, 8)
 
 
-@pytest.fixture(scope="module")
-def unet():
-    torch.manual_seed(0)
-    return tiny_unet().eval()
-
-
-@pytest.fixture(scope="module")
-def nets(unet):
-    return [tiny_controlnet(unet, seed) for seed in (1, 2, 3)]
-
-
 def residuals(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(2, 8, 8, 8), (2, 16, 4, 4), (2, 16, 2, 2)]
