@@ -13,10 +13,9 @@ import gradio as gr
 from PIL import Image
 
 from lib_ccn.webui.accordion import Accordion
-from lib_ccn.webui.arguments import PAGE
+from lib_ccn.webui.arguments import PAGE, unit_choices
 from lib_ccn.webui.preset_row import QUICK
 from lib_ccn.webui.presets import PresetStore
-from lib_ccn.webui.unit_choices import unit_choices
 
 from .examples import Example
 from .page_events import Events

@@ -22,11 +22,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .settings import Settings
+from .settings import TITLE, Settings
 
 __all__ = ["TITLE", "Settings", "get_settings", "is_available", "set_settings"]
-
-TITLE = "Cross-ControlNet"
 
 
 def is_available(p: Any) -> bool:

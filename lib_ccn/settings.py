@@ -19,6 +19,7 @@ from .schema import MESSAGE_LIMIT, Setting, SettingsError, image_bytes
 from .showable import showable, shown_value
 
 __all__ = [
+    "TITLE",
     "VERSION",
     "Setting",
     "Settings",
@@ -29,6 +30,7 @@ __all__ = [
     "page_message",
 ]
 
+TITLE = "Cross-ControlNet"
 VERSION = 2
 # Defaults that were others before: what settings of version 1, and pictures' texts that do not
 # write them, mean by leaving them out.

@@ -8,8 +8,9 @@ from typing import Any
 from modules import script_callbacks, scripts, shared
 
 from lib_ccn.hosts import controlnet_script
+from lib_ccn.settings import TITLE
 from lib_ccn.webui import api, arguments, options, xyz
-from lib_ccn.webui.accordion import TITLE, Accordion
+from lib_ccn.webui.accordion import Accordion
 from lib_ccn.webui.generation import Generations
 from lib_ccn.webui.presets import default_store
 

@@ -11,16 +11,12 @@ from typing import Any
 
 import gradio as gr
 
-from ..external_code import TITLE
-from ..settings import Setting, fields
-from .arguments import PAGE, plain_value
+from ..settings import TITLE, Setting, fields
+from .arguments import PAGE, named_choice, plain_value, unit_choices
 from .gradio_versions import file_url, folded, input_accordion, mask_editor
 from .infotext import PASTED, PasteKey, page_value
 from .preset_row import QUICK, PresetRow
 from .presets import PresetError, PresetStore
-from .unit_choices import named_choice, unit_choices
-
-__all__ = ["TITLE", "Accordion"]
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,8 @@
-"""What the page, the API and X/Y/Z send with a generation, read into one `Request`."""
+"""What the page, the API and X/Y/Z send with a generation, read into one `Request`.
+
+A choice of the page's two unit dropdowns is plain text, since gradio 3.41 knows no labels apart
+from values: "auto", "0", "1: name of its model"...; what is read of it is its number.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..settings import Settings, SettingsError, fields, page_message
+from ..settings import TITLE, Settings, SettingsError, fields, page_message
 from ..showable import make_encodable, showable
 from . import painted
 
-__all__ = ["PAGE", "Request", "plain_value", "read", "without_pictures"]
+try:
+    from fastapi import HTTPException
+except ImportError:  # outside a WebUI
+
+    class HTTPException(Exception):  # type: ignore[no-redef]  # noqa: N818
+        """As fastapi's, as far as it matters here."""
+
+        def __init__(self, status_code: int, detail: str) -> None:
+            super().__init__(detail)
+            self.status_code = status_code
+            self.detail = detail
+
+
+__all__ = [
+    "PAGE",
+    "RefusedError",
+    "Request",
+    "named_choice",
+    "plain_value",
+    "read",
+    "unit_choices",
+    "without_pictures",
+]
+
+_NO_MODEL = ("", "none")
 
 # Settings with a control on the page, in the order of the script's arguments.
 PAGE: tuple[str, ...] = tuple(name for name in fields() if name != "strict")
@@ -31,6 +59,16 @@ class Presets(Protocol):
 
     def load(self, name: str) -> Mapping[str, Any]:
         """Return the settings of a preset, plain values by name."""
+
+
+class RefusedError(HTTPException):
+    """A generation is refused for this reason; the WebUIs' API answers HTTP 422 with it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(422, f"{TITLE}: {showable(reason)}")
+
+    def __str__(self) -> str:
+        return str(self.detail)
 
 
 @dataclass(frozen=True)
@@ -132,6 +170,22 @@ def plain_value(name: str, value: Any) -> Any:
     if isinstance(value, str) and value in setting.titles:
         return setting.choices[setting.titles.index(value)]
     return value
+
+
+def unit_choices(models: Sequence[str | None]) -> list[str]:
+    """Return the choices for units with these models; None or "None" is no model."""
+    names = [showable(model).strip() if model is not None else "" for model in models]
+    return ["auto"] + [
+        f"{number}" if name.lower() in _NO_MODEL else f"{number}: {name}"
+        for number, name in enumerate(names)
+    ]
+
+
+def named_choice(value: object, choices: Sequence[str]) -> str:
+    """Return the one of `choices` that means the same unit as `value`, or `value` as text."""
+    text = str(value)
+    number = text.partition(":")[0]
+    return next((choice for choice in choices if choice.partition(":")[0] == number), text)
 
 
 def _named(

@@ -27,9 +27,8 @@ from ..outcome import Account
 from ..settings import Settings, SettingsError, fields, page_message
 from ..showable import showable
 from . import options
-from .arguments import Request
+from .arguments import RefusedError, Request
 from .pictures import Result, in_one_column
-from .refusal import RefusedError
 from .xyz import in_grid
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..schema import Setting, SettingsError
 from ..settings import fields, page_message
-from .refusal import RefusedError
+from .arguments import RefusedError
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,8 @@ from lib_ccn.outcome import Account, Outcome
 from lib_ccn.settings import Settings
 from lib_ccn.showable import has_hidden
 from lib_ccn.webui import generation
-from lib_ccn.webui.arguments import Request, read
+from lib_ccn.webui.arguments import RefusedError, Request, read
 from lib_ccn.webui.generation import DONE, NOTE, WORD, Generations
-from lib_ccn.webui.refusal import RefusedError
 
 SIZE = (4, 4)
 

@@ -11,11 +11,9 @@ import pytest
 
 from lib_ccn.settings import fields
 from lib_ccn.showable import has_hidden
-from lib_ccn.webui.arguments import PAGE, read
+from lib_ccn.webui.arguments import PAGE, RefusedError, read, unit_choices
 from lib_ccn.webui.infotext import page_value
 from lib_ccn.webui.presets import BUILT_IN, PresetStore
-from lib_ccn.webui.refusal import RefusedError
-from lib_ccn.webui.unit_choices import unit_choices
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed")
 accordion = importlib.import_module("lib_ccn.webui.accordion")

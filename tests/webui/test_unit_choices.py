@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib_ccn.webui.arguments import plain_value
-from lib_ccn.webui.unit_choices import named_choice, unit_choices
+from lib_ccn.webui.arguments import named_choice, plain_value, unit_choices
 
 MODELS = ["control_canny [abc]", "None", None, " depth: v2 ", ""]
 CHOICES = ["auto", "0: control_canny [abc]", "1", "2", "3: depth: v2", "4"]

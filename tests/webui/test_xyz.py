@@ -8,8 +8,7 @@ import pytest
 
 from lib_ccn.settings import Settings, fields
 from lib_ccn.webui import xyz
-from lib_ccn.webui.arguments import read
-from lib_ccn.webui.refusal import RefusedError
+from lib_ccn.webui.arguments import RefusedError, read
 
 LABELS = [
     "[CCN] Fusion mode",
