@@ -248,7 +248,7 @@ class Page:
         return self.value(found)
 
     def choose(self, selector: str, option: str) -> None:
-        """Pick an entry of a dropdown by its text."""
+        """Pick an entry of a dropdown by its text; WebUIs write some in other capitals."""
         self.reveal(selector)
         field = self.one(f"{selector} input")
         self.js("arguments[0].focus(); arguments[0].click()", field)
@@ -256,8 +256,8 @@ class Page:
         options = [
             entry
             for entry in self.all(f"{selector} ul li")
-            if self.js("return arguments[0].textContent", entry).strip().lstrip("✓").strip()
-            == option
+            if self.js("return arguments[0].textContent", entry).strip("✓ \n").casefold()
+            == option.casefold()
         ]
         if not options:
             raise PageError(f"{selector} offers no {option}")

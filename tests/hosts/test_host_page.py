@@ -109,6 +109,9 @@ def fill(page, made, pictures):
     """Paste a picture's settings, and give each ControlNet unit its condition."""
     page.paste("txt2img", made.infotexts[0])
     for number, path in enumerate(pictures):
+        box = unit_field(page, number, "enable_checkbox")
+        if not box.is_selected():  # Forge Classic pastes a unit's values, and leaves it off
+            page.js("arguments[0].click()", box)
         page.upload(f"#txt2img_controlnet_ControlNet-{number}_input_image", path)
 
 
