@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
 from lib_ccn.attention import (
+    Regions,
     capture_keys_values,
     inject_keys_values,
     region_attention,
@@ -61,7 +62,7 @@ def _injected(unit: nn.Module, x: Tensor, mask: Tensor) -> Callable[[], Tensor]:
         unit.attn1(x)
 
     def call() -> Tensor:
-        with inject_keys_values(layers, store, lambda *_: mask):
+        with inject_keys_values(layers, store, lambda *_: Regions(mask)):
             return unit.attn1(x)
 
     return call

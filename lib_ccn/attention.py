@@ -1,34 +1,27 @@
 """KV-Injection (Cross-ControlNet, ICLR 2026, equation 9): regional self-attention in ControlNets.
 
-`region_attention` is the equation on bare tensors. The two context managers apply it to a host's
-ControlNets through hooks, with whichever attention function the host has chosen. Modules may be
-shared: hooks act in the thread that set them, and other threads get the host's own attention.
+`region_attention` is the equation on bare tensors. What a session needs of a network's attention
+is an `AttentionForm`: `UNET` here, and the joint attention of FLUX in joint_attention.py. Both
+work on a host's ControlNets through hooks, with whichever attention function the host has chosen.
+Modules may be shared: hooks act in the thread that set them, and other threads get the host's own
+attention.
 """
 
-from collections.abc import Callable, Container, Iterator, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .hooks import (
-    BY_COMPILATION,
-    BY_FUSED_PROJECTIONS,
-    COMPILED,
-    answered,
-    compiled_within,
-    in_this_thread,
-)
+from .foreground import CrossAttentionRecorder
+from .hooks import COMPILED, answered, compiled_within, in_this_thread, why_unheard
 
-# Keys and values [B, N, C] by the name of the self-attention, `SelfAttention.name`.
+# Keys and values by the name of the self-attention, `SelfAttention.name`; [B, N, C] in a UNet.
 KeyValueStore = MutableMapping[str, tuple[Tensor, Tensor]]
-# (tokens, batch) -> boolean mask [batch, tokens] of a layer, or None to leave it alone.
-# A mask that is already on the CPU saves a synchronisation with the accelerator.
-ForegroundFor = Callable[[int, int], Tensor | None]
 
 _HOOKED = ("to_k", "to_v")
 _CONTEXT_NAMES = ("context", "encoder_hidden_states")
@@ -59,6 +52,48 @@ class RowGroup(NamedTuple):
     background: Tensor
 
 
+class Regions:
+    """Which tokens of each batch row are foreground, on one token grid.
+
+    Kept by the session for as long as its mask stays the same; what a layer needs of it is made
+    once for a device.
+
+    Args:
+        foreground: Mf, boolean [B, N] on the CPU: asking an accelerator for it would be a wait.
+        usable: boolean [B] on the CPU, the rows whose mask counts; None: all of them.
+
+    Raises:
+        TypeError: a tensor is not boolean.
+        ValueError: the shapes do not fit.
+    """
+
+    def __init__(self, foreground: Tensor, usable: Tensor | None = None) -> None:
+        if foreground.ndim != 2:
+            raise ValueError(f"foreground must be [B, N], not {list(foreground.shape)}")
+        _check("foreground", foreground, torch.bool, foreground.shape)
+        if usable is not None:
+            _check("usable", usable, torch.bool, foreground.shape[:1])
+        self.foreground = foreground
+        self.usable = usable
+        self._groups: dict[torch.device, list[RowGroup]] = {}
+
+    @property
+    def tokens(self) -> int:
+        """N, the tokens of the grid."""
+        return self.foreground.shape[1]
+
+    def groups(self, device: torch.device) -> list[RowGroup]:
+        """The batch by rows with the same mask; their indices are on `device`."""
+        if device not in self._groups:
+            self._groups[device] = _row_groups(self.foreground, device, self.usable)
+        return self._groups[device]
+
+
+# (tokens, batch) -> the regions of a layer, or None to leave it alone. Without tokens: those of
+# the grid that has one for each pixel of the latent.
+RegionsFor = Callable[[int | None, int], Regions | None]
+
+
 @dataclass
 class InjectionTally:
     """How many self-attention calls were evaluated by region, and how many were not."""
@@ -67,16 +102,70 @@ class InjectionTally:
     unchanged: int = 0
 
 
-def row_groups(
+class AttentionForm(Protocol):
+    """What a session asks of the kind of attention its networks have."""
+
+    def layers(self, module: nn.Module) -> list[SelfAttention]:
+        """The attention layers of a ControlNet that injection works on, in execution order."""
+
+    def recorder(self, backbone: nn.Module, reduction: int) -> CrossAttentionRecorder:
+        """What reads the backbone's attention to the prompt, in maps smaller by `reduction`."""
+
+    def capture(
+        self, layers: Sequence[SelfAttention], store: KeyValueStore
+    ) -> AbstractContextManager[None]:
+        """Keys and values of these layers are recorded while the foreground unit runs.
+
+        `store` is emptied first. The caller empties it when the call is over.
+        """
+
+    def inject(
+        self,
+        layers: Sequence[SelfAttention],
+        store: KeyValueStore,
+        regions_for: RegionsFor,
+        start_layer: int,
+    ) -> AbstractContextManager[InjectionTally]:
+        """They are injected in layers from `start_layer` on while a background unit runs."""
+
+
+class UNetAttention:
+    """Image tokens attend to each other, and to the prompt in a layer of its own (SD 1.5, SDXL)."""
+
+    def layers(self, module: nn.Module) -> list[SelfAttention]:
+        """Every self-attention of a ControlNet."""
+        return self_attention_layers(module)
+
+    def recorder(self, backbone: nn.Module, reduction: int) -> CrossAttentionRecorder:
+        """What reads the UNet's cross-attention."""
+        return CrossAttentionRecorder(backbone, reduction)
+
+    def capture(
+        self, layers: Sequence[SelfAttention], store: KeyValueStore
+    ) -> AbstractContextManager[None]:
+        """See `capture_keys_values`."""
+        return capture_keys_values(layers, store)
+
+    def inject(
+        self,
+        layers: Sequence[SelfAttention],
+        store: KeyValueStore,
+        regions_for: RegionsFor,
+        start_layer: int,
+    ) -> AbstractContextManager[InjectionTally]:
+        """See `inject_keys_values`."""
+        return inject_keys_values(layers, store, regions_for, start_layer)
+
+
+UNET = UNetAttention()
+
+
+def _row_groups(
     foreground: Tensor, device: torch.device, usable: Tensor | None = None
 ) -> list[RowGroup]:
-    """Group the batch of a boolean mask [B, N] by identical rows; indices land on `device`.
-
-    `usable` [B] marks the rows whose mask counts (None: all).
-    """
     batch = torch.arange(len(foreground))
-    kept = batch if usable is None else batch[usable.cpu()]
-    masks, which = torch.unique(foreground.detach().cpu()[kept], dim=0, return_inverse=True)
+    kept = batch if usable is None else batch[usable]
+    masks, which = torch.unique(foreground[kept], dim=0, return_inverse=True)
     nothing = batch[:0].to(device)
     groups = []
     for index, mask in enumerate(masks):
@@ -110,7 +199,7 @@ def region_attention(
         _check(name, t, q2.dtype, q2.shape)
     _check("foreground", foreground, torch.bool, q2.shape[:2])
     out = torch.empty_like(q2)
-    for rows, fg, bg in row_groups(foreground, q2.device):
+    for rows, fg, bg in Regions(foreground.cpu()).groups(q2.device):
         q, k, v, k_fg, v_fg = (_take_rows(t, rows) for t in named.values())
         if fg.numel():
             part = _attend(_at(q, fg), _at(k_fg, fg), _at(v_fg, fg), heads)
@@ -141,20 +230,9 @@ def self_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
     return found
 
 
-def why_unheard(attention: nn.Module, compiled: Container[nn.Module]) -> str:
-    """Why hooks on an attention's projections are of no use; "" where they are of use."""
-    if attention in compiled:
-        return BY_COMPILATION
-    # diffusers' flag of it stays when they are taken apart again; the processor does not.
-    fused = "Fused" in type(getattr(attention, "processor", None)).__name__
-    return BY_FUSED_PROJECTIONS if fused else ""
-
-
 @contextmanager
-def capture_keys_values(
-    layers: Sequence[SelfAttention], store: KeyValueStore, start_layer: int = 0
-) -> Iterator[None]:
-    """Record K1 and V1 of each layer from `start_layer` on while the foreground unit runs.
+def capture_keys_values(layers: Sequence[SelfAttention], store: KeyValueStore) -> Iterator[None]:
+    """Record K1 and V1 of these layers while the foreground unit runs.
 
     `store` is emptied first and filled by the layers' names, so that each layer of another unit
     finds its partner, whether the two share a module or one has more layers than the other.
@@ -171,11 +249,10 @@ def capture_keys_values(
             store[name] = (keys.pop(name), output.detach())
 
     with ExitStack() as undo:
-        for layer, name, module, _ in layers:
-            if layer >= start_layer:
-                for projection in _HOOKED:
-                    hook = in_this_thread(partial(record, name, projection))
-                    undo.callback(getattr(module, projection).register_forward_hook(hook).remove)
+        for _, name, module, _ in layers:
+            for projection in _HOOKED:
+                hook = in_this_thread(partial(record, name, projection))
+                undo.callback(getattr(module, projection).register_forward_hook(hook).remove)
         yield
 
 
@@ -183,9 +260,8 @@ def capture_keys_values(
 def inject_keys_values(
     layers: Sequence[SelfAttention],
     store: KeyValueStore,
-    foreground_for: ForegroundFor,
+    regions_for: RegionsFor,
     start_layer: int = 0,
-    usable: Tensor | None = None,
 ) -> Iterator[InjectionTally]:
     """Evaluate equation 9 in each layer from `start_layer` on while a background unit runs.
 
@@ -193,10 +269,10 @@ def inject_keys_values(
     by K1[Mf] and V1[Mf], and once for the others, K1[Mb] and V1[Mb] appended. No attention mask
     is involved, so every attention function of every host will do. A layer runs unchanged where
     nothing was captured (the foreground unit may have no such layer), the captured shape is not
-    its own, `foreground_for` gives None, or the call is no plain self-attention; so do the batch
-    rows that `usable` [B] leaves out. On exit every module is as it was, exceptions included.
+    its own, `regions_for` gives None, or the call is no plain self-attention; so do batch rows
+    whose mask is not usable. On exit every module is as it was, exceptions included.
 
-    Raises TypeError or ValueError if `foreground_for` gives a tensor of another dtype or shape.
+    Raises ValueError if `regions_for` gives regions of another shape.
     """
     tally = InjectionTally()
     groups: dict[torch.Size, list[RowGroup]] = {}
@@ -204,10 +280,10 @@ def inject_keys_values(
     def groups_for(x: Tensor) -> list[RowGroup]:
         shape = x.shape[:2]
         if shape not in groups:
-            mask = foreground_for(shape[1], shape[0])
-            if mask is not None:
-                _check("foreground_for()", mask, torch.bool, shape)
-            groups[shape] = [] if mask is None else row_groups(mask, x.device, usable)
+            regions = regions_for(shape[1], shape[0])
+            if regions is not None:
+                _check("regions_for()", regions.foreground, torch.bool, shape)
+            groups[shape] = [] if regions is None else regions.groups(x.device)
         return groups[shape]
 
     with ExitStack() as undo:

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .attention import why_unheard
 from .fusion import smooth
-from .hooks import compiled_within
+from .hooks import compiled_within, why_unheard
 
 # A map whose range is below this part of its largest value says nothing about place.
 _FLAT = 1e-5

@@ -7,7 +7,7 @@ Only torch is imported.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import partial, update_wrapper
 from typing import Any
@@ -83,6 +83,15 @@ class _Answered:
             own.pop(self.name, None)
         else:
             own[self.name] = self.behind
+
+
+def why_unheard(attention: nn.Module, compiled: Container[nn.Module]) -> str:
+    """Why hooks on an attention's projections are of no use; "" where they are of use."""
+    if attention in compiled:
+        return BY_COMPILATION
+    # diffusers' flag of it stays when they are taken apart again; the processor does not.
+    fused = "Fused" in type(getattr(attention, "processor", None)).__name__
+    return BY_FUSED_PROJECTIONS if fused else ""
 
 
 def compiled_within(network: nn.Module) -> set[nn.Module]:

@@ -19,7 +19,7 @@ by their positions, which are the same for both units. Only torch is imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -29,14 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from .attention import (
-    ForegroundFor,
-    InjectionTally,
-    KeyValueStore,
-    RowGroup,
-    SelfAttention,
-    row_groups,
-)
+from .attention import InjectionTally, KeyValueStore, Regions, RegionsFor, RowGroup, SelfAttention
 from .foreground import CrossAttentionRecorder
 from .hooks import BY_COMPILATION, COMPILED, answered, compiled_within
 
@@ -59,7 +52,7 @@ def joint_region_attention(
         query: [B, heads, text + image, d] of the background unit, text first; `key` and `value`
             are alike.
         key1: [B, heads, image, d] of the foreground unit; `value1` is alike.
-        groups: the batch by equal masks, from `row_groups` of Mf [B, image]. A group without
+        groups: the batch by equal masks, from the `Regions` of Mf [B, image]. A group without
             tokens on either side is attended as ever.
         attend: the attention function.
 
@@ -116,27 +109,22 @@ def joint_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
 
 @contextmanager
 def capture_joint_keys_values(
-    layers: Sequence[SelfAttention], store: KeyValueStore, image_tokens: int, start_layer: int = 0
+    layers: Sequence[SelfAttention], store: KeyValueStore
 ) -> Iterator[None]:
-    """Record the image tokens' K1 and V1 of each layer while the foreground unit runs.
+    """Record keys and values of these layers while the foreground unit runs.
 
-    `store` is emptied first and filled by the layers' names, each tensor [B, heads, image tokens,
+    `store` is emptied first and filled by the layers' names, each tensor [B, heads, text + image,
     d]. Nothing is copied and the unit's output is unchanged.
     """
     store.clear()
 
     def record(name: str, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if key.shape[2] >= image_tokens:
-            store[name] = (
-                key.detach()[:, :, -image_tokens:],
-                value.detach()[:, :, -image_tokens:],
-            )
+        store[name] = (key.detach(), value.detach())
         return attend(query, key, value)
 
     with ExitStack() as undo:
-        for layer, name, module, _ in layers:
-            if layer >= start_layer:
-                undo.enter_context(_attention_answered(module, partial(record, name)))
+        for _, name, module, _ in layers:
+            undo.enter_context(_attention_answered(module, partial(record, name)))
         yield
 
 
@@ -144,43 +132,86 @@ def capture_joint_keys_values(
 def inject_joint_keys_values(
     layers: Sequence[SelfAttention],
     store: KeyValueStore,
-    foreground_for: ForegroundFor,
-    image_tokens: int,
+    regions_for: RegionsFor,
     start_layer: int = 0,
-    usable: Tensor | None = None,
 ) -> Iterator[InjectionTally]:
     """Evaluate equation 9 in each layer from `start_layer` on while a background unit runs.
 
-    A layer runs unchanged where nothing was captured (the foreground unit may have no such block),
-    the captured shape is not its own, or `foreground_for(image tokens, batch)` gives None; so do
-    the batch rows that `usable` [B] leaves out. On exit every module is as it was, exceptions
-    included.
+    Image tokens are as many as `regions_for(None, batch)` has, at the end of the sequence. A layer
+    runs unchanged where nothing was captured (the foreground unit may have no such block), the
+    captured shape is not its own, or there are no regions; so do batch rows whose mask is not
+    usable. On exit every module is as it was, exceptions included.
     """
     tally = InjectionTally()
-    groups: dict[int, list[RowGroup]] = {}
+    known: dict[int, Regions | None] = {}
 
-    def groups_for(batch: int, device: torch.device) -> list[RowGroup]:
-        if batch not in groups:
-            mask = foreground_for(image_tokens, batch)
-            groups[batch] = [] if mask is None else row_groups(mask, device, usable)
-        return groups[batch]
+    def regions_of(batch: int) -> Regions | None:
+        if batch not in known:
+            known[batch] = regions_for(None, batch)
+        return known[batch]
 
     def inject(name: str, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        key1, value1 = (t.to(query) for t in store[name])
-        like = (*query.shape[:2], image_tokens, query.shape[3])
-        fits = key1.shape == like and key.shape == query.shape and query.shape[2] >= image_tokens
-        found = groups_for(len(query), query.device) if fits else []
-        if not found:
-            tally.unchanged += 1
-            return attend(query, key, value)
-        tally.injected += 1
-        return joint_region_attention(query, key, value, key1, value1, found, attend)
+        regions = regions_of(len(query))
+        if regions is not None:
+            image = regions.tokens
+            key1, value1 = (t[:, :, -image:].to(query) for t in store[name])
+            like = (*query.shape[:2], image, query.shape[3])
+            if key1.shape == like and key.shape == query.shape and query.shape[2] >= image:
+                tally.injected += 1
+                groups = regions.groups(query.device)
+                return joint_region_attention(query, key, value, key1, value1, groups, attend)
+        tally.unchanged += 1
+        return attend(query, key, value)
 
     with ExitStack() as undo:
         for layer, name, module, _ in layers:
             if layer >= start_layer and name in store:
                 undo.enter_context(_attention_answered(module, partial(inject, name)))
         yield tally
+
+
+class JointAttention:
+    """Text and image tokens attend in one sequence (FLUX); an `AttentionForm`.
+
+    Args:
+        listened: what to enter, given the layers, so that they use torch's own attention function
+            while keys and values are captured or injected.
+    """
+
+    def __init__(
+        self,
+        listened: Callable[[Sequence[SelfAttention]], AbstractContextManager[None]] = (
+            lambda _layers: nullcontext()
+        ),
+    ) -> None:
+        self.listened = listened
+
+    def layers(self, module: nn.Module) -> list[SelfAttention]:
+        """Every joint attention of a ControlNet."""
+        return joint_attention_layers(module)
+
+    def recorder(self, backbone: nn.Module, reduction: int) -> JointAttentionRecorder:
+        """What reads the transformer's attention to the text; its maps are never reduced."""
+        return JointAttentionRecorder(backbone)
+
+    @contextmanager
+    def capture(self, layers: Sequence[SelfAttention], store: KeyValueStore) -> Iterator[None]:
+        """See `capture_joint_keys_values`."""
+        with self.listened(layers), capture_joint_keys_values(layers, store):
+            yield
+
+    @contextmanager
+    def inject(
+        self,
+        layers: Sequence[SelfAttention],
+        store: KeyValueStore,
+        regions_for: RegionsFor,
+        start_layer: int,
+    ) -> Iterator[InjectionTally]:
+        """See `inject_joint_keys_values`."""
+        injecting = inject_joint_keys_values(layers, store, regions_for, start_layer)
+        with self.listened(layers), injecting as tally:
+            yield tally
 
 
 class JointAttentionRecorder(CrossAttentionRecorder):

@@ -17,23 +17,16 @@ import functools
 import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .attention import (
-    InjectionTally,
-    KeyValueStore,
-    SelfAttention,
-    capture_keys_values,
-    inject_keys_values,
-    self_attention_layers,
-)
+from .attention import UNET, AttentionForm, KeyValueStore, Regions, SelfAttention
 from .errors import told, without_frames
-from .foreground import CrossAttentionRecorder, resize_mask, silhouette, token_grid
+from .foreground import resize_mask, silhouette, token_grid
 from .fusion import fuse_residuals
 from .masking import WordMask
 from .outcome import Account, Outcome
@@ -60,6 +53,7 @@ class Session:
         encode: token ids of a text without special tokens, to find the foreground word.
         mask_image: bool [1 or pictures, H, W] for the mask source "image".
         steps: of the sampler, for an automatic start step; None counts as the paper's 50.
+        attention: the kind of attention that the ControlNets and the backbone have.
 
     Attributes:
         notes: what the user is to be told.
@@ -83,11 +77,13 @@ class Session:
         encode: Callable[[str], list[int]] | None = None,
         mask_image: Tensor | None = None,
         steps: int | None = None,
+        attention: AttentionForm = UNET,
     ) -> None:
         if settings.mask_source == "image" and settings.inject and mask_image is None:
             raise SettingsError("mask_image", None, "an image, as mask_source is 'image'")
         settings = settings.at_steps(_PAPERS_STEPS if steps is None else steps)
         self.settings = settings
+        self.attention = attention
         self.units = list(units)
         self.notes: list[str] = []
         self.error: Exception | None = None
@@ -98,7 +94,8 @@ class Session:
         self._assign_roles()
         self._note_layers()
         self._image = mask_image
-        self._word = WordMask(settings, self.recorder_of(unet), prompts, encode, self.note)
+        recorder = attention.recorder(unet, settings.mask_reduction)
+        self._word = WordMask(settings, recorder, prompts, encode, self.note)
         self._call: Call | None = None
         self._step: int | None = None
         # Forge runs the ControlNets over the whole picture too before it does so tile by tile.
@@ -106,7 +103,7 @@ class Session:
         self._store: KeyValueStore = {}
         self._active: set[Unit] = set()
         self._ever_active: set[Unit] = set()
-        self._masks: dict[tuple[tuple[int, int], int], Tensor | None] = {}
+        self._regions: dict[tuple[object, ...], Regions | None] = {}
         self.mask: Tensor | None = None
         self.usable: Tensor | None = None
         if self.settings.reads_word:
@@ -156,13 +153,14 @@ class Session:
         if not self._touches(unit):
             yield
         elif unit.role is Role.FOREGROUND:
-            with self.capturing(unit):
+            with self.attention.capture(self.partners(unit), self._store):
                 yield
         else:
-            with self.injecting(unit) as tally:
+            start = self.settings.start_layer
+            inject = self.attention.inject
+            with inject(unit.layers, self._store, self._regions_for, start) as tally:
                 yield
             if self._call is not None:
-                start = self.settings.start_layer
                 layers = {layer.layer for layer in unit.layers if layer.layer >= start}
                 self.outcome.inject(self._call.step, tally.injected, layers)
 
@@ -223,7 +221,7 @@ class Session:
                 self.note(text)
         self._word.detach()
         self._store.clear()
-        self._masks.clear()
+        self._regions.clear()
         self._call = None
         for unit in self.units:
             unit.condition = None
@@ -297,15 +295,7 @@ class Session:
         took_part = not self.outcome.calls or unit in self._ever_active
         return unit.role.value if took_part else "took no part"
 
-    # What depends on the kind of attention
-
-    def recorder_of(self, backbone: nn.Module) -> CrossAttentionRecorder:
-        """What reads the backbone's attention to the prompt."""
-        return CrossAttentionRecorder(backbone, self.settings.mask_reduction)
-
-    def layers_of(self, module: nn.Module) -> list[SelfAttention]:
-        """The attention layers of a ControlNet that injection works on."""
-        return self_attention_layers(module)
+    # How it is done
 
     def partners(self, foreground: Unit) -> list[SelfAttention]:
         """The foreground unit's layers that injection asks for.
@@ -321,22 +311,6 @@ class Session:
         }
         return [layer for layer in foreground.layers if layer.name in wanted]
 
-    def capturing(self, unit: Unit) -> AbstractContextManager[None]:
-        """Keys and values are recorded while the foreground unit's ControlNet runs."""
-        return capture_keys_values(self.partners(unit), self._store)
-
-    def injecting(self, unit: Unit) -> AbstractContextManager[InjectionTally]:
-        """They are injected while a background unit's ControlNet runs."""
-        return inject_keys_values(
-            unit.layers,
-            self._store,
-            self._foreground_for,
-            self.settings.start_layer,
-            self._row_mask(self.usable),
-        )
-
-    # How it is done
-
     def _assign_roles(self) -> None:
         eligible = [unit for unit in self.units if unit.eligible]
         for place, unit in enumerate(self.units):
@@ -344,7 +318,7 @@ class Session:
                 unit.number = place
         for unit in eligible:
             unit.role = Role.FUSED
-            unit.layers = self.layers_of(unit.module)
+            unit.layers = self.attention.layers(unit.module)
         chosen_background = self._named_unit("background_unit")
         others = [unit for unit in eligible if unit is not chosen_background]
         foreground = self._named_unit("foreground_unit") or (others[0] if others else None)
@@ -435,7 +409,7 @@ class Session:
             if found is None:
                 return
             self.mask, self.usable = found
-            self._masks.clear()
+            self._regions.clear()
         elif self.mask is None:
             if source == "all":
                 self.mask = torch.ones(pictures, 1, 1, dtype=torch.bool)
@@ -483,20 +457,22 @@ class Session:
             return bool(self._store)
         return unit.role is Role.FOREGROUND
 
-    def _row_mask(self, per_picture: Tensor | None) -> Tensor | None:
-        """What is known per picture, for every row of the ControlNets' batch."""
-        if per_picture is None or self._call is None:
+    def _regions_for(self, tokens: int | None, batch: int) -> Regions | None:
+        """What a layer with so many image tokens needs of the mask; see `RegionsFor`."""
+        call = self._call
+        if call is None or self.mask is None or self.usable is None or batch != len(call.pictures):
             return None
-        return per_picture[list(self._call.pictures)]
-
-    def _foreground_for(self, tokens: int, batch: int) -> Tensor | None:
-        if self._call is None or self.mask is None or batch != len(self._call.pictures):
-            return None
-        key = (self._call.latent_size, tokens)
-        if key not in self._masks:
-            grid = token_grid(self._call.latent_size, tokens)
-            self._masks[key] = None if grid is None else resize_mask(self.mask, grid)
-        return self._row_mask(self._masks[key])
+        pictures = list(call.pictures)
+        key = (call.latent_size, tokens, *pictures)
+        if key not in self._regions:
+            size = call.latent_size
+            grid = size if tokens is None else token_grid(size, tokens)
+            self._regions[key] = (
+                None
+                if grid is None
+                else Regions(resize_mask(self.mask, grid)[pictures], self.usable[pictures])
+            )
+        return self._regions[key]
 
     def _observe(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> None:
         """Keep the foreground unit's deviation where the automatic word needs it."""

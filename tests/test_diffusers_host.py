@@ -332,7 +332,7 @@ STAGES_OF_THE_METHOD = {
     "mask": "lib_ccn.masking.scaled_map",
     "recorder": "lib_ccn.foreground.CrossAttentionRecorder._add",
     "grid": "lib_ccn.session.resize_mask",
-    "rows": "lib_ccn.attention.row_groups",
+    "rows": "lib_ccn.attention.Regions.groups",
     "prompt": "lib_ccn.hosts.diffusers.unet.tokenize",
 }
 

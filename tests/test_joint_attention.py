@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from family_oracles import masked_attention
 from torch import nn
 
-from lib_ccn.attention import row_groups
+from lib_ccn.attention import Regions
 from lib_ccn.joint_attention import (
     capture_joint_keys_values,
     inject_joint_keys_values,
@@ -53,7 +53,7 @@ def test_every_row_has_its_own_mask(dtype, tolerance, text):
         for row, value in fixed.items():
             masks[row] = value
         for usable in ([True] * 3, [True, False, True], [False] * 3):
-            groups = row_groups(masks, torch.device("cpu"), torch.tensor(usable))
+            groups = Regions(masks, torch.tensor(usable)).groups(torch.device("cpu"))
             out = joint_region_attention(*parts, groups)
             assert out.dtype is dtype
             want = by_formula(parts, masks, usable, text)
@@ -98,10 +98,10 @@ class Net(nn.Module):
 def injected(net, parts, captured, image=IMAGE, mask=True, foreground=None, **more):
     layers, store = joint_attention_layers(net), {}
     foreground = net if foreground is None else foreground
-    with capture_joint_keys_values(joint_attention_layers(foreground), store, image):
+    with capture_joint_keys_values(joint_attention_layers(foreground), store):
         first = foreground(*captured)
-    masks = torch.full((BATCH, image), True) if mask else None
-    with inject_joint_keys_values(layers, store, lambda *_: masks, image, **more) as tally:
+    regions = Regions(torch.full((BATCH, image), True)) if mask else None
+    with inject_joint_keys_values(layers, store, lambda *_: regions, **more) as tally:
         out = net(*parts)
     assert not [m for m in net.modules() if "forward" in vars(m)]
     return first, out, tally

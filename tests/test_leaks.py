@@ -121,5 +121,5 @@ def test_tensors_of_the_method_are_let_go():
         session = control.session
         assert not session._store, "keys and values are dropped when the residuals are fused"
     assert session._word.recorder._sum is None
-    assert not session._masks
+    assert not session._regions
     assert session.mask is not None, "the last mask stays, to be shown"

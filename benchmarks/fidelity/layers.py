@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lib_ccn.attention import (
     KeyValueStore,
+    Regions,
     capture_keys_values,
     inject_keys_values,
     self_attention_layers,
@@ -93,9 +94,13 @@ def _look(pipe: Any, batch: Batch, time: int, delta: float, sums: Any) -> None:
     layers = [self_attention_layers(net) for net in nets]
     latent = (inputs["sample"].shape[-2], inputs["sample"].shape[-1])
 
-    def on_tokens(tokens: int, _batch: int) -> Tensor | None:
+    def on_tokens(tokens: int) -> Tensor | None:
         grid = token_grid(latent, tokens)
         return None if grid is None else resize_mask(mask, grid)
+
+    def regions_for(tokens: int | None, _batch: int) -> Regions | None:
+        inside = on_tokens(tokens or latent[0] * latent[1])
+        return None if inside is None else Regions(inside.cpu())
 
     def residuals(number: int) -> list[Tensor]:
         down, middle = nets[number](**inputs, controlnet_cond=conditions[number], return_dict=False)
@@ -108,11 +113,11 @@ def _look(pipe: Any, batch: Batch, time: int, delta: float, sums: Any) -> None:
         first = residuals(0)
     with _queries(layers[1], queries[1]), capture_keys_values(layers[1], second_store):
         second = residuals(1)
-    with inject_keys_values(layers[1], first_store, on_tokens):
+    with inject_keys_values(layers[1], first_store, regions_for):
         injected = residuals(1)
 
     for entry in layers[0]:
-        inside = on_tokens(first_store[entry.name][0].shape[1], 0)
+        inside = on_tokens(first_store[entry.name][0].shape[1])
         if inside is None or not inside.any():
             continue
         (k1, v1), (k2, v2) = first_store[entry.name], second_store[entry.name]

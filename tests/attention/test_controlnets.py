@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib_ccn.attention import capture_keys_values, inject_keys_values, self_attention_layers
+from lib_ccn.attention import (
+    Regions,
+    capture_keys_values,
+    inject_keys_values,
+    self_attention_layers,
+)
 
 from .blocks import Block, LdmAttention, untouched
 from .oracle import HEADS, equation_9, random_mask
@@ -84,6 +89,10 @@ def masks(tokens, batch):
     return random_mask(batch, tokens, seed=tokens)
 
 
+def regions(tokens, batch):
+    return Regions(masks(tokens, batch))
+
+
 def equal(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -99,7 +108,7 @@ def test_every_layer_of_a_controlnet_follows_equation_9():
         return lambda _m, args, out: seen.update({position: (args[0], out)})
 
     handles = [e.module.register_forward_hook(watch(i)) for i, e in enumerate(layers)]
-    with inject_keys_values(layers, store, masks) as tally:
+    with inject_keys_values(layers, store, regions) as tally:
         run(bg, seed=6)
     for handle in handles:
         handle.remove()
@@ -128,16 +137,15 @@ def test_start_layer_counts_spatial_transformers():
     fg, bg = tiny_controlnet(1), tiny_controlnet(2)
     layers, store = self_attention_layers(bg), {}
     assert [e.layer for e in layers] == [0, 0, 1, 1, 2, 2]
-    with capture_keys_values(self_attention_layers(fg), store, start_layer=1):
+    with capture_keys_values(self_attention_layers(fg), store):
         run(fg)
-    assert set(store) == {entry.name for entry in layers[2:]}
     plain = run(bg)
-    with inject_keys_values(layers, store, masks, start_layer=2) as tally:
+    with inject_keys_values(layers, store, regions, start_layer=2) as tally:
         injected = run(bg)
     assert tally.injected == 2
     assert equal(injected[:-1], plain[:-1])
     assert not torch.equal(injected[-1], plain[-1])
-    with inject_keys_values(layers, store, masks, start_layer=3):
+    with inject_keys_values(layers, store, regions, start_layer=3):
         assert equal(run(bg), plain)
 
 
@@ -170,7 +178,7 @@ def test_controlnets_of_unlike_depth_are_paired_by_layer(changes, swapped):
         inputs = kept(fg, first)
         with capture_keys_values(first, store):
             run(fg, seed=6)
-        with inject_keys_values(layers, store, masks) as tally:
+        with inject_keys_values(layers, store, regions) as tally:
             seen = kept(bg, layers)
         for _, name, attn, _ in layers:
             x, out = seen[name]
@@ -218,7 +226,7 @@ def test_a_smaller_controlnet_of_the_webuis_meets_the_same_layers(wrapped):
     with torch.no_grad():
         with capture_keys_values(self_attention_layers(root if wrapped else small), store):
             small(x)
-        with inject_keys_values(layers, store, masks) as tally:
+        with inject_keys_values(layers, store, regions) as tally:
             full(x)
     blocks = ("input_blocks.7.1", "input_blocks.8.1", "middle_block.1")
     assert list(store) == [f"{block}.transformer_blocks.0.attn1" for block in blocks]
@@ -234,7 +242,7 @@ def test_units_sharing_a_controlnet_equal_two_copies_of_it():
         store = {}
         with capture_keys_values(self_attention_layers(shared), store):
             run(shared)
-        with inject_keys_values(self_attention_layers(bg), store, masks):
+        with inject_keys_values(self_attention_layers(bg), store, regions):
             results.append(run(bg, seed=6))
     assert equal(*results)
     assert untouched(shared)
@@ -242,7 +250,7 @@ def test_units_sharing_a_controlnet_equal_two_copies_of_it():
 
 def test_a_new_capture_forgets_the_last_one():
     controlnet, store = tiny_controlnet(1), {"of the last call": ()}
-    with capture_keys_values(self_attention_layers(controlnet), store, start_layer=9):
+    with capture_keys_values([], store):
         run(controlnet)
     assert store == {}
 
@@ -260,7 +268,7 @@ def test_an_exception_leaves_nothing_behind(stage):
         run(controlnet)
     context = {
         "capture": lambda: capture_keys_values(layers, store),
-        "inject": lambda: inject_keys_values(layers, store, masks),
+        "inject": lambda: inject_keys_values(layers, store, regions),
         "mask": lambda: inject_keys_values(layers, store, fail),
     }[stage]
     handle = controlnet.mid_block.resnets[1].register_forward_hook(fail)
@@ -276,7 +284,7 @@ def test_a_failure_while_hooks_are_set_removes_those_already_set():
     layers = self_attention_layers(controlnet)
     layers.append(layers[0]._replace(module=nn.Identity()))
     store = {entry.name: (torch.zeros(1), torch.zeros(1)) for entry in layers}
-    with pytest.raises(AttributeError), inject_keys_values(layers, store, masks):
+    with pytest.raises(AttributeError), inject_keys_values(layers, store, regions):
         pass
     with pytest.raises(AttributeError), capture_keys_values(layers, store):
         pass
@@ -289,7 +297,7 @@ def test_captured_tensors_are_released_with_the_store():
     try:
         with capture_keys_values(self_attention_layers(fg), store):
             run(fg)
-        with inject_keys_values(self_attention_layers(bg), store, masks):
+        with inject_keys_values(self_attention_layers(bg), store, regions):
             run(bg)
         last = weakref.ref(list(store.values())[5][0])
         store.clear()

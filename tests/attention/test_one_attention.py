@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib_ccn.attention import capture_keys_values, inject_keys_values, self_attention_layers
+from lib_ccn.attention import (
+    Regions,
+    capture_keys_values,
+    inject_keys_values,
+    self_attention_layers,
+)
 
 from .blocks import Block, LdmAttention, untouched
 from .oracle import HEADS, equation_9, random_mask
@@ -31,7 +36,7 @@ def inject(fg, bg, x_fg, x_bg, foreground, **kwargs):
         with capture_keys_values(self_attention_layers(fg), store):
             fg(x_fg)
         layers = self_attention_layers(bg)
-        with inject_keys_values(layers, store, lambda *_: foreground) as tally:
+        with inject_keys_values(layers, store, lambda *_: Regions(foreground)) as tally:
             return bg(x_bg, **kwargs), tally
 
 
@@ -94,7 +99,7 @@ def test_what_does_not_fit_runs_unchanged(what):
     store = {"attn1": captured}
     if what == "no hooks fired":
         bg.attn1.forward = lambda x, context=None: x
-    mask_for = (lambda *_: None) if what == "no mask" else (lambda *_: mask)
+    mask_for = (lambda *_: None) if what == "no mask" else (lambda *_: Regions(mask))
     with inject_keys_values(self_attention_layers(bg), store, mask_for) as tally:
         out = bg(x)
     assert torch.equal(out, bg(x))
@@ -104,10 +109,9 @@ def test_what_does_not_fit_runs_unchanged(what):
 def test_a_wrong_mask_is_refused_and_nothing_stays():
     fg, bg = host_block("ldm", 1), host_block("ldm", 2)
     x = torch.randn(2, 25, 32, dtype=torch.float64)
-    for mask, error in ((torch.ones(2, 25), TypeError), (random_mask(2, 24), ValueError)):
-        with pytest.raises(error, match=r"foreground_for\(\)"):
-            inject(fg, bg, x, x, mask)
-        assert untouched(bg)
+    with pytest.raises(ValueError, match=r"regions_for\(\)"):
+        inject(fg, bg, x, x, random_mask(2, 24))
+    assert untouched(bg)
 
 
 def test_a_class_wide_replacement_of_forward_is_followed(monkeypatch):
@@ -167,10 +171,10 @@ def test_rows_without_a_usable_mask_run_as_ever():
         unit.attn1(other)
     mask = torch.tensor([1, 0, 0, 1, 0]).bool().expand(3, -1)
     usable = torch.tensor([False, True, False])
-    with inject_keys_values(layers, store, lambda *_: mask, usable=usable):
+    with inject_keys_values(layers, store, lambda *_: Regions(mask, usable)):
         out = unit.attn1(x)
     torch.testing.assert_close(out[[0, 2]], plain[[0, 2]])
     assert not torch.allclose(out[1], plain[1])
-    with inject_keys_values(layers, store, lambda *_: mask):
+    with inject_keys_values(layers, store, lambda *_: Regions(mask)):
         everywhere = unit.attn1(x)
     torch.testing.assert_close(everywhere[1], out[1])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_ccn.attention import region_attention, row_groups
+from lib_ccn.attention import Regions, region_attention
 
 from .oracle import HEADS, equation_9, random_mask, tensors
 
@@ -107,10 +107,10 @@ def test_errors_for_query_mask_and_heads():
 
 def test_rows_with_one_mask_share_a_group():
     mask = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 0, 0]]).bool()
-    groups = row_groups(mask, mask.device)
+    groups = Regions(mask).groups(mask.device)
     found = {tuple(g.foreground.tolist()): g.rows.tolist() for g in groups}
     assert found == {(0,): [0, 2], (2,): [1]}
-    (alone,) = row_groups(mask[:1], mask.device)
+    (alone,) = Regions(mask[:1]).groups(mask.device)
     assert alone.rows is None
     assert alone.background.tolist() == [1, 2]
 
@@ -118,6 +118,25 @@ def test_rows_with_one_mask_share_a_group():
 def test_rows_without_a_usable_mask_are_a_group_of_their_own():
     mask = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1], [0, 1, 1]]).bool()
     usable = torch.tensor([True, False, True, False])
-    groups = row_groups(mask, torch.device("cpu"), usable)
+    groups = Regions(mask, usable).groups(torch.device("cpu"))
     found = [tuple(part.tolist() for part in group) for group in groups]
     assert found == [([0, 2], [0, 2], [1]), ([1, 3], [], [])]
+
+
+def test_regions_are_booleans_of_one_shape():
+    mask = random_mask(2, 5)
+    with pytest.raises(TypeError, match=r"^foreground "):
+        Regions(mask.float())
+    with pytest.raises(ValueError, match=r"^foreground "):
+        Regions(mask[0])
+    with pytest.raises(TypeError, match=r"^usable "):
+        Regions(mask, torch.ones(2))
+    with pytest.raises(ValueError, match=r"^usable "):
+        Regions(mask, torch.ones(3).bool())
+
+
+def test_indices_are_made_once_for_a_device():
+    regions = Regions(random_mask(2, 5))
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    assert regions.groups(cpu) is regions.groups(cpu)
+    assert regions.groups(meta)[0].background.device == meta

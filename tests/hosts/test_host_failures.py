@@ -16,7 +16,7 @@ PLACES = [
     ("lib_ccn.session:Session.run", 0, True),
     ("lib_ccn.session:Session.fuse", 0, True),
     ("lib_ccn.session:Session.fuse", 1, False),
-    ("lib_ccn.session:inject_keys_values", 0, False),
+    ("lib_ccn.attention:inject_keys_values", 0, False),
     ("lib_ccn.masking:WordMask.begin_call", 0, True),
     ("lib_ccn.masking:WordMask.next_mask", 1, False),
     ("lib_ccn.session:Session.account", 0, False),

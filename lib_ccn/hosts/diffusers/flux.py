@@ -15,16 +15,11 @@ from typing import Any
 import torch
 from diffusers import FluxMultiControlNetModel
 from diffusers.models import attention_dispatch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...attention import InjectionTally, SelfAttention
+from ...attention import SelfAttention
 from ...images import decode_mask
-from ...joint_attention import (
-    JointAttentionRecorder,
-    capture_joint_keys_values,
-    inject_joint_keys_values,
-    joint_attention_layers,
-)
+from ...joint_attention import JointAttention
 from ...prompt import END_OF_WORD, Token, TokenizedPrompt, is_mark, strip_weights
 from ...session import Session
 from ...units import Call, Unit
@@ -60,53 +55,6 @@ def check_belonging(pipe: Any) -> None:
                     f"transformer: its {name} is {net.config.get(name)}, the transformer's is "
                     f"{ours.get(name)}"
                 )
-
-
-class FluxSession(Session):
-    """A session whose ControlNets and backbone attend to text and image in one sequence.
-
-    Residuals go in and come out as maps; the latent size of its calls is that of the packed
-    latents, which are the image tokens.
-    """
-
-    def recorder_of(self, backbone: nn.Module) -> JointAttentionRecorder:
-        """What reads the transformer's attention to the text."""
-        return JointAttentionRecorder(backbone)
-
-    def layers_of(self, module: nn.Module) -> list[SelfAttention]:
-        """The joint attention of a ControlNet's blocks."""
-        return joint_attention_layers(module)
-
-    @contextmanager
-    def capturing(self, unit: Unit) -> Iterator[None]:
-        """Keys and values are recorded while the foreground unit's ControlNet runs."""
-        with (
-            _torch_attention(unit.layers),
-            capture_joint_keys_values(self.partners(unit), self._store, self._image_tokens),
-        ):
-            yield
-
-    @contextmanager
-    def injecting(self, unit: Unit) -> Iterator[InjectionTally]:
-        """They are injected while a background unit's ControlNet runs."""
-        with (
-            _torch_attention(unit.layers),
-            inject_joint_keys_values(
-                unit.layers,
-                self._store,
-                self._foreground_for,
-                self._image_tokens,
-                self.settings.start_layer,
-                self._row_mask(self.usable),
-            ) as tally,
-        ):
-            yield tally
-
-    @property
-    def _image_tokens(self) -> int:
-        assert self._call is not None
-        height, width = self._call.latent_size
-        return height * width
 
 
 class FluxGeneration(Generation):
@@ -177,7 +125,8 @@ class FluxGeneration(Generation):
                 # The pipeline's own processor gives [-1, 1]; a tensor comes as its owner made it.
                 unit.condition = (image + 1) / 2 if image.amin() < 0 else image
         self._images = []
-        return FluxSession(
+        # Residuals go in and out as maps; the latent size of a call is the image tokens' grid.
+        return Session(
             self.settings,
             self.pipe.transformer,
             units,
@@ -185,6 +134,7 @@ class FluxGeneration(Generation):
             encode=self.encode,
             mask_image=decode_mask(self.settings),
             steps=self.steps,
+            attention=JOINT,
         )
 
     def _active(
@@ -323,3 +273,6 @@ def _torch_attention(layers: Sequence[SelfAttention]) -> Iterator[None]:
 def _chosen_for_all() -> Any:
     registry = getattr(attention_dispatch, "_AttentionBackendRegistry", None)
     return "native" if registry is None else registry.get_active_backend()[0]
+
+
+JOINT = JointAttention(_torch_attention)

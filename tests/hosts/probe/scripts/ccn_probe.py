@@ -90,17 +90,17 @@ def memory():
 class Counters:
     """How often the method's own functions were called since they were last asked for."""
 
-    WATCHED = ("fuse_residuals", "inject_keys_values")
+    WATCHED = (("session", "fuse_residuals"), ("attention", "inject_keys_values"))
 
     def __init__(self):
-        self.counts = dict.fromkeys(self.WATCHED, 0)
+        self.counts = dict.fromkeys((name for _, name in self.WATCHED), 0)
 
     def attach(self):
-        session = sys.modules.get(f"{PACKAGE}.session")
-        for name in self.WATCHED:
-            function = getattr(session, name, None)
+        for module, name in self.WATCHED:
+            module = sys.modules.get(f"{PACKAGE}.{module}")
+            function = getattr(module, name, None)
             if function is not None and not hasattr(function, "ccn_watched"):
-                setattr(session, name, self._counting(name, function))
+                setattr(module, name, self._counting(name, function))
 
     def _counting(self, name, function):
         @functools.wraps(function)
@@ -113,7 +113,7 @@ class Counters:
 
     def take(self):
         self.attach()
-        counts, self.counts = self.counts, dict.fromkeys(self.WATCHED, 0)
+        counts, self.counts = self.counts, dict.fromkeys((name for _, name in self.WATCHED), 0)
         return counts
 
 
