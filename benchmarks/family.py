@@ -21,6 +21,7 @@ from diffusers import ControlNetModel, FluxControlNetModel
 from torch import Tensor
 
 from benchmarks.command import main
+from benchmarks.shapes import FLUX_CONTROLNET, SDXL_CONTROLNET
 from benchmarks.timing import machine
 from demo.demo_model import is_flux
 from demo.quiet import silence_libraries
@@ -64,18 +65,6 @@ TITLES = {
     "sdxl": "SDXL, a quarter as wide, {size}x{size}, batch 2",
     "flux": "FLUX, a quarter as wide, a fifth of the blocks, {size}x{size}, batch 1",
 }
-SDXL_CONTROLNET: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-FLUX_CONTROLNET: dict[str, Any] = {"num_layers": 5, "num_single_layers": 10}
 
 
 def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:

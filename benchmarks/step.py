@@ -8,6 +8,9 @@ with random weights: at Stable Diffusion 1.5's full size, and at the demo model'
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 import statistics
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from benchmarks.command import main
+from benchmarks.shapes import SD15, SDXL
 from benchmarks.timing import interleaved, machine
 from lib_ccn.prompt import layout
 from lib_ccn.session import Session
@@ -30,6 +34,7 @@ from training.models import build_controlnet, build_unet
 # 7 tokens of a prompt, and a word in it, for a tokenizer that we do not need.
 PROMPT = layout([list(range(1, 8))])
 SIZE = 512
+SHAPES = {"sd15": SD15, "sdxl": SDXL}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain sum": None,
     "fusion": {"inject": False},
@@ -38,23 +43,47 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 
 
 class Bench:
-    """Two ControlNets and a UNet, full-size or the demo model's, with one batch of inputs."""
+    """Some ControlNets and a UNet with one batch of inputs, both halves of guidance.
 
-    def __init__(self, full: bool, latent: int, device: str, dtype: torch.dtype):
+    Args:
+        model: "demo", "sd15" or "sdxl", the last two at their full size.
+        latent: the latents' side.
+        device, dtype: of all tensors; the device "meta" is for counting.
+        units: how many ControlNets.
+        pictures: how many pictures.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        latent: int,
+        device: str,
+        dtype: torch.dtype,
+        units: int = 2,
+        pictures: int = 1,
+    ):
         torch.manual_seed(0)
+        self.latent, self.pictures = latent, pictures
+        rows = 2 * pictures
         with torch.device(device):
-            self.unet = UNet2DConditionModel(cross_attention_dim=768) if full else build_unet()
-            make = ControlNetModel.from_unet if full else build_controlnet
-            self.nets = [self._with_effect(make(self.unet.eval())) for _ in range(2)]
+            demo = model == "demo"
+            self.unet = build_unet() if demo else UNet2DConditionModel(**SHAPES[model])
+            make = build_controlnet if demo else ControlNetModel.from_unet
+            self.nets = [self._with_effect(make(self.unet.eval())) for _ in range(units)]
             width = self.unet.config["cross_attention_dim"]
-            self.sample = torch.randn(2, 4, latent, latent, dtype=dtype)
-            self.text = torch.randn(2, 77, width, dtype=dtype)
+            self.sample = torch.randn(rows, 4, latent, latent, dtype=dtype)
+            self.text = torch.randn(rows, 77, width, dtype=dtype)
+            self.time = torch.full((1,), 500)
+            self.more: dict[str, Any] = {}
+            if model == "sdxl":
+                pooled = torch.randn(rows, 1280, dtype=dtype)
+                sizes = torch.zeros(rows, 6, dtype=dtype)
+                self.more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
         for module in (self.unet, *self.nets):
             module.to(device=device, dtype=dtype)
         factor = 2 ** (len(self.nets[0].controlnet_cond_embedding.blocks) // 2)
         size = latent * factor
-        self.images = [torch.rand(2, 3, size, size).to(device, dtype) for _ in self.nets]
-        self.latent = latent
+        self.images = [torch.rand(rows, 3, size, size).to(device, dtype) for _ in self.nets]
 
     @staticmethod
     def _with_effect(net: ControlNetModel) -> ControlNetModel:
@@ -66,7 +95,7 @@ class Bench:
     def controlnet(self, number: int) -> list[Tensor]:
         """One ControlNet's residuals."""
         down, middle = self.nets[number](
-            self.sample, 500, self.text, self.images[number], return_dict=False
+            self.sample, self.time, self.text, self.images[number], return_dict=False, **self.more
         )
         return [*down, middle]
 
@@ -74,21 +103,26 @@ class Bench:
         """The UNet with these residuals."""
         return self.unet(
             self.sample,
-            500,
+            self.time,
             self.text,
             down_block_additional_residuals=residuals[:-1],
             mid_block_additional_residual=residuals[-1],
             return_dict=False,
+            **self.more,
         )[0]
 
     @torch.no_grad()
     def plain(self) -> Tensor:
         """The host's own step: the sum."""
-        first, second = self.controlnet(0), self.controlnet(1)
-        return self.denoise([a + b for a, b in zip(first, second, strict=True)])
+        outputs = [self.controlnet(number) for number in range(len(self.nets))]
+        return self.denoise(
+            [functools.reduce(operator.add, of) for of in zip(*outputs, strict=True)]
+        )
 
-    def variant(self, settings: dict[str, Any]) -> tuple[Callable[[], Tensor], Session]:
-        """A step with a session that is past its start step, and has its mask."""
+    def variant(
+        self, settings: dict[str, Any], first: int = 0
+    ) -> tuple[Callable[[], Tensor], Session]:
+        """Step after step from the `first` on, and their session; injection starts at 1."""
         units = [Unit(net, str(i)) for i, net in enumerate(self.nets)]
         session = Session(
             Settings.from_dict({"start_step": 1, **settings}),
@@ -97,11 +131,17 @@ class Bench:
             prompts=[PROMPT],
             encode=lambda _: [2, 3],
         )
-        number = iter(range(10**9))
+        number = itertools.count(first)
+        pictures = self.pictures
 
         @torch.no_grad()
         def step() -> Tensor:
-            call = Call((self.latent, self.latent), next(number), [0, 0], [1])
+            call = Call(
+                (self.latent, self.latent),
+                next(number),
+                [*range(pictures)] * 2,
+                range(pictures, 2 * pictures),
+            )
             session.begin_call(call)
             outputs = {
                 unit: session.run(unit, lambda i=i: self.controlnet(i))  # type: ignore[misc]
@@ -119,11 +159,11 @@ class Bench:
 def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Seconds and ratios per model size and variant, and the share that was foreground."""
     results: dict[str, Any] = {"machine": machine(device), "dtype": dtype, "models": {}}
-    models = {"Demo model, 64x64": (False, 32, 5 if quick else 25)}
+    models = {"Demo model, 64x64": ("demo", 32, 5 if quick else 25)}
     if not quick:
-        models[f"Stable Diffusion 1.5, {SIZE}x{SIZE}"] = (True, SIZE // 8, 3)
-    for name, (full, latent, count) in models.items():
-        bench = Bench(full, latent, device, getattr(torch, dtype))
+        models[f"Stable Diffusion 1.5, {SIZE}x{SIZE}"] = ("sd15", SIZE // 8, 3)
+    for name, (model, latent, count) in models.items():
+        bench = Bench(model, latent, device, getattr(torch, dtype))
         sessions, functions = {}, {"plain sum": bench.plain}
         for variant, settings in VARIANTS.items():
             if settings is not None:
@@ -161,7 +201,7 @@ def _peak_memory(variant: str, size: int) -> float:
 
 
 def _two_steps(variant: str, size: int) -> None:
-    bench = Bench(True, size // 8, "cpu", torch.float32)
+    bench = Bench("sd15", size // 8, "cpu", torch.float32)
     settings = VARIANTS[variant]
     step = bench.plain if settings is None else bench.variant(settings)[0]
     for _ in range(2):  # the first has no mask yet

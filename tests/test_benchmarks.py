@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import family, fusion, injection, mask, mask_study, step, timing
+from benchmarks import family, fusion, injection, mask, mask_study, operations, step, timing
 from benchmarks.__main__ import TITLES
 from demo.demo_model import BUNDLED, load_pipeline
 from demo.scenes import draw
@@ -25,7 +25,7 @@ def test_interleaved_calls_take_turns():
 
 
 def test_every_benchmark_has_its_title():
-    assert set(TITLES) == {"fusion", "injection", "mask", "step", "family"}
+    assert set(TITLES) == {"fusion", "injection", "mask", "operations", "step", "family"}
 
 
 def test_what_was_not_run_stays_in_the_page(monkeypatch, tmp_path):
@@ -81,6 +81,18 @@ def test_injection_and_mask_tables(monkeypatch):
         mask, "interleaved", lambda functions, *a: timing.interleaved(functions, 1, 0)
     )
     assert "recorded" in mask.markdown(mask.run(quick=True))
+
+
+def test_operations_of_every_variant(monkeypatch):
+    monkeypatch.setattr(operations, "FAMILIES", {"demo": ("Demo model", 32)})
+    result = operations.run(quick=True)
+    (row,) = result["rows"]
+    assert set(row["steps"]) == set(operations.VARIANTS)
+    plain, summed, fusion, *whole = row["steps"].values()
+    assert plain["ratio"] == 1
+    assert (summed["ratio"], summed["waits"]) == (1, 0)
+    assert all(of["operations"] > fusion["operations"] > plain["operations"] for of in whole)
+    assert "| Demo model | 2 | 1 |" in operations.markdown(result)
 
 
 def test_a_step_with_every_variant(monkeypatch):

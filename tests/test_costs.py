@@ -1,0 +1,95 @@
+"""What the method may cost a step on an accelerator: operations and waits, counted without one."""
+
+import pytest
+import torch
+
+from benchmarks.counting import count, counting
+from benchmarks.operations import VARIANTS, bench, fusion_operations, step_counts
+
+PLAIN, _, FUSION, WORD, _ = VARIANTS
+# Per family: of a plain step, of the fusion of one call's residuals.
+OPERATIONS = {"sd15": (4595, 340), "sdxl": (17238, 430)}
+RATIO = {"sd15": 1.2, "sdxl": 1.21}
+WAITS = {"sd15": 19, "sdxl": 17}
+WAITS_OF_FUSION = {"sd15": 7, "sdxl": 9}
+RATIO_OF_FOUR, WAITS_OF_FOUR = 1.79, 62
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def family(request):
+    return request.param, bench(request.param)
+
+
+def test_fusing_is_few_operations(family):
+    name, networks = family
+    assert fusion_operations(networks) <= OPERATIONS[name][1]
+
+
+def test_the_whole_method_is_little_more_than_the_plain_step(family):
+    name, networks = family
+    plain, fused, word = (step_counts(networks, VARIANTS[of]) for of in (PLAIN, FUSION, WORD))
+    # Another number would mean that the step is another one, or diffusers is.
+    assert plain.operations.total() == OPERATIONS[name][0]
+    assert not plain.waits
+    assert fused.waits.total() <= WAITS_OF_FUSION[name], fused.waits
+    assert word.operations.total() <= RATIO[name] * plain.operations.total()
+    assert word.waits.total() <= WAITS[name], word.waits
+
+
+def test_pictures_with_masks_of_their_own():
+    counts = step_counts(bench("sd15", pictures=4), VARIANTS[WORD])
+    assert counts.operations.total() <= RATIO_OF_FOUR * OPERATIONS["sd15"][0]
+    assert counts.waits.total() <= WAITS_OF_FOUR, counts.waits
+
+
+def on_device(*shape, dtype=torch.float32):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda x: bool(x.sum() > 0),
+        lambda x: x[0, 0].item(),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu", non_blocking=True),
+        lambda x: torch.empty(4, 5).copy_(x),
+        lambda x: torch.equal(x, x),
+        lambda x: x[[0, 1]],
+        lambda x: x[torch.tensor([0, 1])],
+        lambda x: x.copy_(torch.ones(4, 5)),
+        lambda x: torch.ones(3).to(x.device),
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+        lambda x: x.new_tensor([1.0]),
+    ],
+)
+def test_every_question_is_one_wait(question):
+    assert count(lambda: question(on_device(4, 5))).waits.total() == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda x: torch.where(x > 0, x, 0.0).sum(),
+        lambda x: torch.ones(3).to(x.device, non_blocking=True),
+        lambda x: x.copy_(torch.ones(4, 5), non_blocking=True),
+        lambda x: torch.ones(0).to(x.device),
+        lambda x: x[on_device(2, dtype=torch.int64)],
+        lambda x: x[1:, None, 2],
+        lambda x: torch.full((2, 2), 3.0, device=x.device),
+        lambda x: torch.ones(4, 5)[[0, 1]].nonzero().tolist(),
+    ],
+)
+def test_a_command_is_no_wait(command):
+    assert not count(lambda: command(on_device(4, 5))).waits
+
+
+def test_operations_are_those_on_the_device():
+    with counting() as counts:
+        on_device(4, 5).add(1).transpose(0, 1)
+        torch.ones(4, 5).add(1)
+    assert dict(counts.operations) == {
+        "aten.empty.memory_format": 1,
+        "aten.add.Tensor": 1,
+        "aten.transpose.int": 1,
+    }
