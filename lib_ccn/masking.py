@@ -21,7 +21,7 @@ from .foreground import (
     word_map,
 )
 from .fusion import smoothed_deviation
-from .prompt import TokenizedPrompt, Word, clean_word, find_word, why_missing, words
+from .prompt import Sought, TokenizedPrompt, Word, find_word, why_missing, words
 from .settings import Settings, fields
 from .units import Call
 
@@ -231,20 +231,20 @@ class WordMask:
         return word
 
     def _named(self, prompt: TokenizedPrompt) -> Word | None:
-        text = clean_word(self.settings.foreground_word, prompt.literal)
         if self.encode is None:
             self.note("the prompt's tokenizer is not known, so no word can be looked for")
             return None
         try:
-            ids = self.encode(text)
+            word = Sought.of(self.settings.foreground_word, self.encode, prompt.literal)
         except Exception as error:  # a host's tokenizer: it costs the word, not the fusion
-            self.note(f"word '{text}' cannot be looked for ({type(error).__name__}: {error})")
+            given = self.settings.foreground_word
+            self.note(f"word '{given}' cannot be looked for ({type(error).__name__}: {error})")
             return None
-        positions = find_word(prompt, ids)
+        positions = find_word(prompt, word.ids)
         if positions:
-            return Word(text, tuple(positions))
+            return Word(word.text, tuple(positions))
         if not self._scheduled:
-            self.note(why_missing(prompt, text, ids))
+            self.note(why_missing(prompt, word))
         return None
 
     def _automatic(self, index: int, rows: slice, maps: Tensor, final: bool) -> Word | None:

@@ -95,6 +95,19 @@ class TokenizedPrompt:
         return letters(pieces) if len(pieces) == len(self.tokens) else None
 
 
+class Sought(NamedTuple):
+    """A foreground word as it is looked for: plain text and its token ids, "" and () for none."""
+
+    text: str
+    ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, word: str, encode: Callable[[str], Sequence[int]], literal: bool = False) -> Sought:
+        """Clean a word as a user writes it; for `literal` see `clean_word`."""
+        text = clean_word(word, literal)
+        return cls(text, tuple(encode(text)) if text else ())
+
+
 class Word(NamedTuple):
     """A word of a prompt, in the tokenizer's spelling, and all its token positions, sorted."""
 
@@ -204,7 +217,7 @@ def with_names(
 def find_word(tokenized: TokenizedPrompt, word_ids: Sequence[int]) -> list[int]:
     """Return the positions of all occurrences of a word or phrase, sorted; empty if absent.
 
-    `word_ids` is `encode(clean_word(word))`. An occurrence may cross a chunk boundary. Where pieces
+    `word_ids` are those of `Sought`. An occurrence may cross a chunk boundary. Where pieces
     are known, their letters count and not the ids: a word begins and ends where words do, and in
     scripts without spaces anywhere, so that it may be a part of what CLIP takes for one word.
     """
@@ -222,11 +235,9 @@ def find_word(tokenized: TokenizedPrompt, word_ids: Sequence[int]) -> list[int]:
     return sorted(found)
 
 
-def why_missing(
-    tokenized: TokenizedPrompt, word: str, word_ids: Sequence[int], where: str = "the prompt"
-) -> str:
+def why_missing(tokenized: TokenizedPrompt, word: Sought, where: str = "the prompt") -> str:
     """Say for people why `find_word` found nothing; `where` names the prompt."""
-    shown = clean_word(word, tokenized.literal)
+    shown, word_ids = word
     if tokenized.problem:
         return tokenized.problem
     if not shown or not word_ids:

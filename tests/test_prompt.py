@@ -15,6 +15,7 @@ from lib_ccn.prompt import (
     BOS,
     EOS,
     Segment,
+    Sought,
     Token,
     TokenizedPrompt,
     clean_word,
@@ -366,7 +367,7 @@ def test_letters_that_the_text_encoder_does_not_know():
     tokenized = layout([1, 2, 3], decode_piece=names.__getitem__)
     assert find_word(tokenized, [2]) == []
     assert find_word(tokenized, [3]) == [3]
-    assert why_missing(tokenized, "星", [2]) == (
+    assert why_missing(tokenized, Sought("星", (2,))) == (
         "the text encoder does not know the letters of word '星'"
     )
     assert [word.text for word in words(tokenized)] == ["star"]
@@ -374,7 +375,7 @@ def test_letters_that_the_text_encoder_does_not_know():
 
 def test_why_a_word_is_missing():
     def why(prompt, word, **options):
-        return why_missing(read(prompt, **options), word, encode(clean_word(word)))
+        return why_missing(read(prompt, **options), Sought.of(word, encode))
 
     assert why("a red star", "dog") == "word 'dog' is not in the prompt"
     assert why("a red star", "(stars:1.2)") == (
@@ -382,14 +383,14 @@ def test_why_a_word_is_missing():
     )
     assert why("a red star", " ") == "no foreground word is given"
     assert why("", "dog") == "word 'dog' is not in the prompt"
-    assert why_missing(read("a star"), "dog", encode("dog"), "the prompts") == (
+    assert why_missing(read("a star"), Sought.of("dog", encode), "the prompts") == (
         "word 'dog' is not in the prompts"
     )
     unread = TokenizedPrompt((), problem="the prompt could not be read (ValueError: no)")
-    assert why_missing(unread, "dog", encode("dog")) == unread.problem
+    assert why_missing(unread, Sought.of("dog", encode)) == unread.problem
     beyond = why("a " * 75 + "star", "star", weighted=False, max_chunks=1)
     assert beyond == "word 'star' lies beyond the 75 tokens of the prompt that the model reads"
-    plain = why_missing(tokenize("a star", encode), "dog", encode("dog"))
+    plain = why_missing(tokenize("a star", encode), Sought.of("dog", encode))
     assert plain == "word 'dog' is not in the prompt"
 
 

@@ -7,7 +7,7 @@ from clip_like import encode, piece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_ccn.prompt import clean_word, find_word, tokenize, why_missing, words
+from lib_ccn.prompt import Sought, find_word, tokenize, why_missing, words
 
 FIELD = "赤い星 over a field"
 CHINESE = "红色的星星，在田野上。"  # noqa: RUF001
@@ -56,16 +56,16 @@ def read(prompt):
 @pytest.mark.parametrize(("prompt", "searched"), FOUND)
 def test_words_are_found_in_every_script(prompt, searched):
     for word in searched:
-        ids = encode(clean_word(word))
-        assert find_word(read(prompt), ids), (word, why_missing(read(prompt), word, ids))
+        sought = Sought.of(word, encode)
+        assert find_word(read(prompt), sought.ids), why_missing(read(prompt), sought)
 
 
 @pytest.mark.parametrize(("prompt", "searched"), ABSENT)
 def test_parts_of_words_are_not_found(prompt, searched):
     for word in searched:
-        ids = encode(clean_word(word))
-        assert find_word(read(prompt), ids) == [], word
-        assert "is not in the prompt" in why_missing(read(prompt), word, ids)
+        sought = Sought.of(word, encode)
+        assert find_word(read(prompt), sought.ids) == [], word
+        assert "is not in the prompt" in why_missing(read(prompt), sought)
 
 
 def test_the_positions_are_those_of_the_letters():

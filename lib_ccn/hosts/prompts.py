@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..prompt import TokenizedPrompt, clean_word, find_word, layout, why_missing, with_names
+from ..prompt import Sought, TokenizedPrompt, find_word, layout, why_missing, with_names
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +116,7 @@ class PromptBook:
         self._conds = [[part.schedules for part in parts] for parts in cond.batch]
         if len(texts) != len(self._conds):
             raise ValueError(f"{len(texts)} prompts for {len(self._conds)} pictures")
-        self._named = clean_word(word)
-        self._word = tokenizer.encode(self._named) if self._named else []
+        self._word = Sought.of(word, tokenizer.encode)
         self._hires = hires
         self._split, self._schedules_of = split, schedules_of
         self._entries = [
@@ -135,7 +134,7 @@ class PromptBook:
             if not any(entry.has_word for entries in parts for entry in entries)
         ]
         known = [[e.prompt for entries in self._entries[i] for e in entries] for i in lacking]
-        if not self._named:
+        if not self._word.text:
             return next((p.problem for prompts in known for p in prompts if p.problem), None)
         if not lacking:
             return None
@@ -147,7 +146,7 @@ class PromptBook:
         tokens = tuple(token for prompt in known[0] for token in prompt.tokens)
         problem = next((prompt.problem for prompt in known[0] if prompt.problem), "")
         whole = replace(known[0][0], tokens=tokens, problem=problem)
-        return why_missing(whole, self._named, self._word, where)
+        return why_missing(whole, self._word, where)
 
     def partly_missing_word(self, order: int = 1) -> str | None:
         """In which steps only the prompts have a named foreground word, because of their editing.
@@ -164,7 +163,7 @@ class PromptBook:
         for steps, pictures in pictures_by_steps.items():
             alike = len(pictures) == len(self._entries)
             whose = "" if alike else f" of {_numbered('picture', pictures)} of this batch"
-            parts.append(f"word '{self._named}' is in {where}{whose} in {steps} only")
+            parts.append(f"word '{self._word.text}' is in {where}{whose} in {steps} only")
         return "; ".join(parts) or None
 
     def in_force(self, step: int) -> list[tuple[int, TokenizedPrompt]]:
@@ -216,7 +215,7 @@ class PromptBook:
             return Entry(TokenizedPrompt((), problem=problem), False)
         try:
             prompt = self._tokenizer.layout(text)
-            return Entry(prompt, bool(find_word(prompt, self._word)))
+            return Entry(prompt, bool(find_word(prompt, self._word.ids)))
         except Exception as error:  # a host's own tokenizer
             log.debug("Cross-ControlNet cannot read the prompt %r", text, exc_info=error)
             problem += f" ({type(error).__name__}: {error})"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...errors import told
 from ...hooks import COMPILED, answered, in_this_thread, is_compiled
-from ...prompt import TokenizedPrompt, clean_word, find_word, why_missing
+from ...prompt import Sought, TokenizedPrompt, find_word, why_missing
 from ...session import Session
 from ...settings import Settings, SettingsError
 from ...units import StepClock, Unit
@@ -258,16 +258,18 @@ class Generation(ABC):
         return next((prompt for prompt in prompts if self._has_word(prompt)), prompts[0])
 
     def _has_word(self, prompt: TokenizedPrompt) -> bool:
-        word = clean_word(self.settings.foreground_word, prompt.literal)
-        return not word or bool(find_word(prompt, self.encode(word)))
+        word = self._sought(prompt)
+        return not word.text or bool(find_word(prompt, word.ids))
+
+    def _sought(self, prompt: TokenizedPrompt) -> Sought:
+        return Sought.of(self.settings.foreground_word, self.encode, prompt.literal)
 
     def _check_word(self, prompts: Sequence[TokenizedPrompt]) -> None:
         settings = self.settings
         if settings.strict and settings.reads_word and not any(map(self._has_word, prompts)):
             said = "the prompt is not known: name it as `prompt` of cross_controlnet"
             if prompts:
-                word = clean_word(settings.foreground_word, prompts[0].literal)
-                said = why_missing(prompts[0], word, self.encode(word))
+                said = why_missing(prompts[0], self._sought(prompts[0]))
             raise SettingsError(
                 "foreground_word", settings.foreground_word, f"a word of the prompt; {said}"
             )
