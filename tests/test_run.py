@@ -16,18 +16,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+GROUPS = ["torch", "demo"]
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["run"] = module
     spec.loader.exec_module(module)
     return module
 
 
-run = load()
+run = load("run", ROOT / "run.py")
+check = load("check", ROOT / "tests" / "check.py")
+
+
+@pytest.fixture(autouse=True)
+def no_index(monkeypatch):
+    monkeypatch.delenv(run.INDEX, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """`main` hears SIGTERM; whoever runs the tests may ignore interrupts, as children would."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -35,11 +51,9 @@ def root(tmp_path):
     """A project, with a space and an umlaut in its path, whose demo tells what it was given."""
     root = tmp_path / "my pröject"
     shutil.copytree(ROOT / "requirements", root / "requirements")
-    package = root / "demo"
-    package.mkdir(parents=True)
-    (package.parent / "__init__.py").touch()
-    (package / "__init__.py").touch()
-    (package / "__main__.py").write_text(
+    (root / "demo").mkdir()
+    (root / "demo" / "__init__.py").touch()
+    (root / "demo" / "__main__.py").write_text(
         "import json, os, sys\n"
         "print(json.dumps({'arguments': sys.argv[1:], 'folder': os.getcwd(),"
         " 'utf8': sys.flags.utf8_mode}))\n"
@@ -48,480 +62,394 @@ def root(tmp_path):
     return root
 
 
-class FakeEnvironment(run.Environment):
-    """Decides as the real one does; what it would have run is written down in `steps`."""
+class Recorded(run.Environment):
+    """Decides as the real one does; what it would have run is written down, in short."""
 
-    def __init__(self, root, python=VERSION, packages=None):
+    def __init__(self, root):
         super().__init__(root)
-        self.steps: list[list[str]] = []
-        self.refused: list[str] = []  # a command with one of these words fails
-        self.refusal = "ERROR: No matching distribution found for that"
-        self.broken_imports = 0
-        self.found = None if python is None else {"python": python, "packages": packages or {}}
+        self.steps: list[str] = []
+        self.words: list[tuple[str, ...]] = []
+        self.failing: dict[str, int] = {}  # how often a step is still to fail
 
-    def probe(self, groups):
-        return self.found
+    def run(self, *words, python="", stdout=2):
+        if "venv" in words:
+            kind = "venv"
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.python.parent.mkdir(parents=True)
+            self.python.touch()
+        elif "-c" in words:
+            kind = "check"
+        else:
+            kind = Path(words[-1].removeprefix("-r")).stem
+            (self.folder / f"{kind}.py").touch()
+        self.steps.append(kind)
+        self.words.append(words)
+        self.failing[kind] = self.failing.get(kind, 0) - 1
+        return int(self.failing[kind] >= 0)
 
-    def all_packages(self):
-        found = {name: sorted(v)[0] for name, v in self.pinned(("demo", "test")).items()}
-        return {**found, "pip": "23.0", "torch": "2.13.0+cpu"}
-
-    def step(self, title, command):
-        self.steps.append(command)
-        if any(word in command for word in self.refused):
-            return 1, self.refusal
-        if "venv" in command:
-            self.folder.mkdir(exist_ok=True)
-            self.stamp.unlink(missing_ok=True)
-            self.found = {"python": self.version, "packages": {"pip": "23.0"}}
-        elif "pip" in command:
-            self.found["packages"] = self.all_packages()
-        elif run.IMPORTS in command and self.broken_imports:
-            self.broken_imports -= 1
-            return 1, "ImportError: libgomp"
-        return 0, ""
-
-    def kinds(self):
-        """The steps in short."""
-        words = []
-        for command in self.steps:
-            if "venv" in command:
-                words.append("venv")
-            elif "--no-deps" in command:
-                words.append("torch")
-            elif "-r" in command:
-                words.append(Path(command[command.index("-r") + 1]).stem)
-            else:
-                words.append("check")
-        return words
+    def taken(self, groups=GROUPS):
+        """What it does to have these groups."""
+        self.steps.clear()
+        self.prepare(groups)
+        return list(self.steps)
 
 
-@pytest.fixture(autouse=True)
-def no_index(monkeypatch):
-    monkeypatch.delenv(run.INDEX_VARIABLE, raising=False)
+@pytest.fixture
+def ready(root):
+    """An environment that is ready for the demo."""
+    environment = Recorded(root)
+    assert environment.taken() == ["venv", "idna", "torch", "demo", "check"]
+    return environment
 
 
 class TestPreparing:
-    def test_first_run_makes_everything_and_second_nothing(self, root):
-        environment = FakeEnvironment(root, python=None)
-        environment.prepare(("demo",))
-        assert environment.kinds() == ["venv", "torch", "demo", "check"]
-        environment.steps.clear()
-        environment.prepare(("demo",))
-        assert environment.steps == []
+    def test_a_second_run_does_nothing(self, ready):
+        assert ready.taken() == []
 
-    def test_test_after_demo_only_adds(self, root):
-        environment = FakeEnvironment(root, python=None)
-        environment.prepare(("demo",))
-        environment.steps.clear()
-        environment.prepare(("demo", "test"))
-        assert environment.kinds() == ["test", "check"]
-        environment.steps.clear()
-        environment.prepare(("demo",))
-        assert environment.steps == []
-
-    @pytest.mark.parametrize("file", ["demo", "constraints"])
-    def test_changed_pin_installs_again(self, root, file):
-        environment = FakeEnvironment(root, python=None)
-        environment.prepare(("demo",))
-        environment.steps.clear()
-        with open(root / "requirements" / f"{file}.txt", "a") as text:
-            text.write("tqdm==4.70.1\n")
-        environment.prepare(("demo",))
-        assert environment.kinds() == ["demo", "check"]
-
-    def test_line_endings_of_a_checkout_do_not_matter(self, root):
-        before = FakeEnvironment(root).fingerprint("demo")
-        path = root / "requirements" / "demo.txt"
-        path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
-        assert FakeEnvironment(root).fingerprint("demo") == before
-
-    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"python": "2.7"}'])
-    def test_bad_stamp_installs_again(self, root, text):
-        environment = FakeEnvironment(root, python=None)
-        environment.prepare(("demo",))
-        environment.steps.clear()
-        environment.stamp.write_text(text)
-        environment.prepare(("demo",))
-        assert environment.kinds() == ["demo", "check"]
-
-    @pytest.mark.parametrize("version", [None, "2.12.0+cpu", "2.12.0"])
-    def test_torch_that_went_is_installed_again(self, root, version):
-        environment = FakeEnvironment(root, python=None)
-        environment.prepare(("demo",))
-        environment.steps.clear()
-        environment.found["packages"]["torch"] = version
-        environment.prepare(("demo",))
-        assert environment.kinds() == ["torch", "demo", "check"]
+    def test_another_command_only_adds(self, ready):
+        assert ready.taken([*GROUPS, "test"]) == ["check", "test", "check"]
+        assert ready.taken() == ready.taken([*GROUPS, "test"]) == []
 
     @pytest.mark.parametrize(
-        ("python", "packages"), [("3.9", {"pip": "23.0"}), (VERSION, {}), (None, {})]
+        ("file", "again"), [("demo", ["demo"]), ("torch", ["torch"]), ("constraints", GROUPS)]
     )
-    def test_unusable_environment_is_made_anew(self, root, python, packages):
-        environment = FakeEnvironment(root, python, packages)
-        environment.prepare(("demo",))
-        assert environment.kinds() == ["venv", "torch", "demo", "check"]
+    def test_changed_pins_are_installed(self, ready, root, file, again):
+        with open(root / "requirements" / f"{file}.txt", "a") as text:
+            text.write("tqdm==4.70.1\n")
+        assert ready.taken() == ["check", *again, "check"]
+        assert ready.taken() == []
 
-    def test_environment_that_no_repair_helps_is_made_anew_once(self, root):
-        environment = FakeEnvironment(root, VERSION, {"pip": "23.0"})
-        environment.folder.mkdir()
-        environment.broken_imports = 1
-        environment.prepare(("demo",))
-        assert environment.kinds() == ["torch", "demo", "check", "venv", "torch", "demo", "check"]
+    def test_line_endings_of_a_checkout_do_not_matter(self, ready, root):
+        path = root / "requirements" / "demo.txt"
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+        assert ready.taken() == []
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"python": "2.7"}', '{"groups": 3}'])
+    def test_a_stamp_that_says_nothing_makes_it_anew(self, ready, text):
+        ready.stamp.write_text(text)
+        assert ready.taken() == ["venv", "idna", "torch", "demo", "check"]
+
+    @pytest.mark.parametrize("version", ["3.9", "3.99"])
+    def test_another_python_makes_it_anew(self, ready, version):
+        ready.write(python=version)
+        assert ready.taken()[0] == "venv"
+
+    def test_python_that_is_gone_makes_it_anew(self, ready):
+        ready.python.unlink()
+        assert ready.taken()[0] == "venv"
+
+    def test_a_file_that_is_gone_makes_it_anew(self, ready):
+        (ready.folder / "demo.py").unlink()  # as of numpy's folder, while its metadata stays
+        ready.failing["check"] = 1
+        assert ready.taken() == ["check", "venv", "idna", "torch", "demo", "check"]
+        assert ready.taken() == []
+
+    def test_a_package_of_the_users_own_is_left_alone(self, ready):
+        (ready.folder / "mine.py").touch()
+        assert ready.taken() == ["check", "check"]
+        assert ready.taken() == []
+        assert (ready.folder / "mine.py").exists()
+
+    def test_what_python_compiles_changes_nothing(self, ready):
+        (ready.folder / "__pycache__").mkdir()
+        (ready.folder / "__pycache__" / "demo.pyc").touch()
+        assert ready.taken() == []
 
     def test_packages_that_do_not_load_are_reported(self, root):
-        environment = FakeEnvironment(root, python=None)
-        environment.broken_imports = 9
-        with pytest.raises(run.SetupError, match="libgomp"):
-            environment.prepare(("demo",))
-        assert environment.kinds() == ["venv", "torch", "demo", "check"]
-        assert not environment.stamp.exists()
+        environment = Recorded(root)
+        environment.failing["check"] = 1
+        with pytest.raises(run.SetupError, match="do not load"):
+            environment.prepare(GROUPS)
+        assert environment.taken() != []
 
-    def test_unfinished_installation_leaves_no_stamp(self, root):
-        environment = FakeEnvironment(root, python=None)
-        environment.prepare(("demo",))
-        environment.refused = ["-r"]
-        environment.refusal = "ERROR: disk full"
-        with pytest.raises(run.SetupError, match=r"test\.txt[^$]*disk full"):
-            environment.prepare(("demo", "test"))
-        assert not environment.stamp.exists()
+    def test_an_installation_cut_short_goes_on(self, ready):
+        ready.failing["test"] = 1
+        with pytest.raises(run.SetupError, match=r"test\.txt: is the network there"):
+            ready.prepare([*GROUPS, "test"])
+        assert ready.taken([*GROUPS, "test"]) == ["check", "test", "check"]
 
-    def test_missing_venv_module_names_the_package(self, root, monkeypatch):
-        found = importlib.util.find_spec
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name: None if name == "ensurepip" else found(name)
-        )
-        with pytest.raises(run.SetupError, match=f"no ensurepip.*python{VERSION}-venv"):
-            FakeEnvironment(root, python=None).prepare(("demo",))
+    def test_without_a_network_nothing_large_is_tried(self, root):
+        environment = Recorded(root)
+        environment.failing["idna"] = 1
+        with pytest.raises(run.SetupError, match="could not install idna: is the network there"):
+            environment.prepare(GROUPS)
+        assert environment.steps == ["venv", "idna"]
+        assert "--retries=0" in environment.words[-1]
 
-    def test_file_in_the_way(self, root):
+    def test_missing_venv_module_names_the_package(self, root):
+        environment = Recorded(root)
+        environment.failing["venv"] = 1
+        with pytest.raises(run.SetupError, match=f"python{run.VERSION}-venv"):
+            environment.prepare(GROUPS)
+
+    def test_a_file_in_the_way(self, root):
         (root / ".venv").write_text("mine")
         with pytest.raises(run.SetupError, match="move it out of the way"):
-            FakeEnvironment(root, python=None).prepare(("demo",))
+            Recorded(root).prepare(GROUPS)
         assert (root / ".venv").read_text() == "mine"
-
-    def test_real_probe_of_a_real_python(self, root):
-        environment = run.Environment(root)
-        assert environment.probe(("demo",)) is None
-        environment.python = Path(sys.executable)
-        found = environment.probe(("test",))
-        assert found["python"] == VERSION
-        assert found["packages"]["pytest"] == pytest.__version__
-
-    def test_damaged_python_counts_as_none(self, root):
-        environment = run.Environment(root)
-        environment.python.parent.mkdir(parents=True)
-        environment.python.write_text("not a program")
-        environment.python.chmod(0o755)
-        assert environment.probe(("demo",)) is None
 
 
 class TestTorch:
-    def test_linux_never_asks_for_cuda_first(self):
-        attempts = run.torch_attempts("2.13.0", "linux", None)
-        assert [arguments[-1] for _, arguments in attempts] == [
-            "torch==2.13.0+cpu",
-            "torch==2.13.0+cpu",
-            "torch==2.13.0",
-        ]
-        assert run.CPU_INDEX in attempts[1][1]
+    def asked(self, environment):
+        return next(words for words in environment.words if words[-1].endswith("torch.txt"))
 
-    @pytest.mark.parametrize("system", ["darwin", "win32"])
-    def test_elsewhere_pypi_is_enough(self, system):
-        assert run.torch_attempts("2.13.0", system, None) == [("", ("torch==2.13.0",))]
+    @pytest.mark.parametrize(
+        ("system", "index"), [("linux", [run.CPU_INDEX]), ("darwin", []), ("win32", [])]
+    )
+    def test_no_build_with_cuda_is_asked_for(self, root, monkeypatch, system, index):
+        monkeypatch.setattr(run.sys, "platform", system)
+        environment = Recorded(root)
+        environment.prepare(GROUPS)
+        places = [word for word in self.asked(environment) if "index" in word]
+        assert places == [f"--index-url={url}" for url in index]
 
-    def test_next_place_when_one_has_no_such_build(self, root, monkeypatch, capsys):
-        monkeypatch.setattr(run.sys, "platform", "linux")
-        environment = FakeEnvironment(root, python=None)
-        environment.refused = ["torch==2.13.0+cpu"]
-        environment.prepare(("demo",))
-        assert environment.kinds() == ["venv", *["torch"] * 3, "demo", "check"]
-        assert run.INDEX_VARIABLE in capsys.readouterr().err
-
-    def test_another_failure_is_not_retried_elsewhere(self, root, monkeypatch):
-        monkeypatch.setattr(run.sys, "platform", "linux")
-        environment = FakeEnvironment(root, python=None)
-        environment.refused = ["torch==2.13.0+cpu"]
-        environment.refusal = "ERROR: [Errno 28] No space left on device"
-        with pytest.raises(run.SetupError, match="No space left"):
-            environment.prepare(("demo",))
-        assert environment.kinds() == ["venv", "torch"]
-
-    def test_index_of_ones_own(self, root, monkeypatch):
-        environment = FakeEnvironment(root, python=None)
-        environment.prepare(("demo",))
-        monkeypatch.setenv(run.INDEX_VARIABLE, "https://example.org/cu130")
-        other = FakeEnvironment(root, VERSION, environment.all_packages())
-        other.prepare(("demo",))
-        assert other.kinds() == ["torch", "check"]
-        assert "https://example.org/cu130" in other.steps[0]
-        assert "--force-reinstall" in other.steps[0]
-        other.steps.clear()
-        other.prepare(("demo",))
-        monkeypatch.delenv(run.INDEX_VARIABLE)
-        kept = FakeEnvironment(root, VERSION, environment.all_packages())
-        kept.prepare(("demo",))
-        assert other.steps == kept.steps == []
+    def test_an_index_of_ones_own(self, ready, root, monkeypatch):
+        monkeypatch.setenv(run.INDEX, "https://example.org/cu130")
+        os.close(ready.handle)  # as when that process ends
+        other = Recorded(root)
+        assert other.taken() == ["venv", "idna", "torch", "demo", "check"]
+        assert "--index-url=https://example.org/cu130" in self.asked(other)
+        assert other.taken() == []
+        monkeypatch.delenv(run.INDEX)
+        os.close(other.handle)
+        assert Recorded(root).taken() == []
 
 
 class TestCommandLine:
-    def test_unknown_command(self, capsys, root):
-        with pytest.raises(SystemExit) as stop:
-            run.main(["dmo"], root)
-        assert stop.value.code == 2
-        error = capsys.readouterr().err
-        assert "did you mean 'demo'" in error
-        assert all(name in error for name in run.COMMANDS)
+    @pytest.mark.parametrize("words", [["dmo"], [], ["--verbose"]])
+    def test_what_is_no_command(self, words, capsys, root):
+        assert run.main(words, root) == 2
+        shown = capsys.readouterr().out
+        assert "error: no command" in shown
+        assert all(name in shown for name in run.COMMANDS)
 
-    def test_no_command_shows_help(self, capsys, root):
-        assert run.main([], root) == 2
-        error = capsys.readouterr().err
-        assert all(name in error for name in run.COMMANDS)
+    @pytest.mark.parametrize("word", ["help", "-h", "--help"])
+    def test_help(self, word, capsys, root):
+        assert run.main([word], root) == 0
+        shown = capsys.readouterr().out
+        assert all(text in shown for _, _, text in run.COMMANDS.values())
+        assert not (root / ".venv").exists()
 
-    def test_help(self, capsys, root):
-        with pytest.raises(SystemExit) as stop:
-            run.main(["--help"], root)
-        assert stop.value.code == 0
-        help_text = capsys.readouterr().out
-        assert all(command.help in help_text for command in run.COMMANDS.values())
-
-    def test_options_and_status_pass_through(self, root, monkeypatch, capfd, tmp_path):
-        prepared = []
-        # As on Windows: elsewhere the tests themselves would become the command.
-        monkeypatch.setattr(run, "WINDOWS", True)
-        monkeypatch.setattr(
-            run.Environment, "prepare", lambda self, groups: prepared.append(groups)
+    @pytest.mark.parametrize("name", ["demo", "playground", "bench", "hosttest", "test"])
+    def test_a_commands_options_are_told_without_an_environment(self, name, tmp_path):
+        shutil.copy(ROOT / "run.py", tmp_path)
+        for folder in ("requirements", "demo", "lib_ccn", "benchmarks", "tests"):
+            os.symlink(ROOT / folder, tmp_path / folder)
+        done = subprocess.run(
+            [sys.executable, "run.py", name, "--help"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
-        use_this_python(monkeypatch)
-        monkeypatch.chdir(tmp_path)
-        options = ["--help", "a b", "--prompt", "a red star — ünder", "", "-v", "demo"]
-        assert run.main(["demo", *options], root) == 7
-        got = json.loads(capfd.readouterr().out)
-        assert got == {"arguments": ["demo", *options], "folder": str(tmp_path), "utf8": 1}
-        assert prepared == [("demo",)]
+        assert done.returncode == 0
+        assert "usage:" in done.stdout
+        assert not (tmp_path / ".venv").exists()
+
+    def test_without_packages_a_line_says_so(self, root, capfd):
+        assert run.main(["demo", "--help"], root) == 0  # this project's demo knows no such word
+        assert run.COMMANDS["demo"][2] in capfd.readouterr().out
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 knows no safe path")
+    def test_a_users_own_demo_is_not_taken_for_ours(self, root, tmp_path):
+        (tmp_path / "demo.py").write_text("raise SystemExit('not ours')")
+        self.test_options_folder_and_status_pass_through(root, tmp_path)
+
+    def test_options_folder_and_status_pass_through(self, root, tmp_path):
+        options = ["a b", "--prompt", "a red star — ünder", "", "-v", "demo"]
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import run; from pathlib import Path\n"
+            "run.Environment.prepare = lambda self, groups: None\n"
+            "made = run.Environment.__init__\n"
+            "def init(self, root):\n made(self, root); self.python = Path(sys.executable)\n"
+            "run.Environment.__init__ = init\n"
+            f"sys.exit(run.main(sys.argv[1:], Path({str(root)!r})))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, "demo", *options],
+            cwd=tmp_path,
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 7, done.stderr
+        assert json.loads(done.stdout) == {
+            "arguments": ["demo", *options],
+            "folder": str(tmp_path),
+            "utf8": 1,
+        }
 
     @pytest.mark.parametrize(
-        ("name", "module"),
-        [("bench", "benchmarks"), ("train", "training"), ("gates", "training.gates")],
+        ("words", "program", "groups"),
+        [
+            (["bench", "x"], ["-m", "benchmarks", "x"], []),
+            (["gates", "--quick"], ["-m", "training.gates", "--quick"], []),
+            (
+                ["test", "-k", "x"],
+                [str(ROOT / "tests/check.py"), "-k", "x"],
+                ["playground", "test"],
+            ),
+            (["hosttest"], [str(ROOT / "tests/hosts")], ["test"]),
+            (["hosttest", "--page"], [str(ROOT / "tests/hosts"), "--page"], ["test", "page"]),
+        ],
     )
-    def test_other_commands_run_their_modules(self, root, monkeypatch, name, module):
-        calls = record_runs(monkeypatch)
-        assert run.main([name, "x", "--quick"], root) == 0
-        assert calls == [["-m", module, "x", "--quick"]]
+    def test_every_command_has_its_program_and_packages(self, monkeypatch, words, program, groups):
+        prepared, started = [], []
+        monkeypatch.setattr(run.Environment, "prepare", lambda self, names: prepared.append(names))
+        monkeypatch.setattr(run.os, "execve", lambda _python, words, _env: started.append(words))
+        monkeypatch.setattr(run.Environment, "run", lambda self, *words, **_: 0)
+        run.main(words)
+        assert prepared == [[*GROUPS, *groups]]
+        assert [line[1:] for line in started] == [program]
 
-    def test_host_tests_are_a_folder(self, root, monkeypatch):
-        calls = record_runs(monkeypatch)
-        assert run.main(["hosttest", "--webui", "x"], root) == 0
-        assert calls == [[str(root / "tests" / "hosts"), "--webui", "x"]]
-
-    def test_browser_packages_are_for_the_page_only(self, root, monkeypatch):
-        prepared = []
-        record_runs(monkeypatch)
-        monkeypatch.setattr(
-            run.Environment, "prepare", lambda self, groups: prepared.append(groups)
-        )
-        run.main(["hosttest", "--webui", "somewhere"], root)
-        run.main(["hosttest", "--webui", "somewhere", "--page"], root)
-        assert prepared == [("demo", "test"), ("demo", "test", "page")]
-
-    def test_verbose_is_ours_before_the_command_only(self, root, monkeypatch):
-        seen = []
-        monkeypatch.setattr(run.Environment, "prepare", lambda self, _: seen.append(self.verbose))
-        monkeypatch.setattr(run.Environment, "become", lambda self, arguments, folder=None: 0)
-        run.main(["--verbose", "demo"], root)
-        run.main(["demo", "--verbose"], root)
-        assert seen == [True, False]
-
-    def test_setup_error_is_one_message(self, root, monkeypatch, capsys):
+    @pytest.mark.parametrize("error", [run.SetupError("no network"), PermissionError("no network")])
+    def test_what_goes_wrong_is_one_line(self, root, monkeypatch, capsys, error):
         def fail(self, groups):
-            raise run.SetupError("no network")
+            raise error
 
         monkeypatch.setattr(run.Environment, "prepare", fail)
         assert run.main(["demo"], root) == 1
         assert capsys.readouterr().err == "run.py: no network\n"
 
-    def test_interrupted_setup(self, root, monkeypatch, capsys):
+    def test_an_interrupted_setup_is_one_line(self, root, monkeypatch, capsys):
         def interrupt(self, groups):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(run.Environment, "prepare", interrupt)
-        assert run.main(["demo"], root) == 130
-        assert "Traceback" not in capsys.readouterr().err
+        assert run.main(["demo"], root) == 1
+        assert capsys.readouterr().err.count("\n") == 1
 
-
-class TestTests:
-    def test_every_check_runs_and_any_failure_counts(self, root, monkeypatch, capsys):
-        calls = record_runs(monkeypatch, {"ruff": 1, "mypy": 2})
-        assert run.main(["test"], root) == 1
-        assert [call[1] for call in calls] == ["ruff", "ruff", "mypy", "pytest"]
-        assert "-rfEs" in calls[-1]
-        summary = capsys.readouterr().out.split("summary")[1]
-        assert re.search(r"mypy +FAILED \(2\)", summary)
-        assert re.search(r"pytest +ok", summary)
-
-    def test_all_well(self, root, monkeypatch):
-        record_runs(monkeypatch)
-        assert run.main(["test"], root) == 0
-
-    def test_with_options_pytest_alone(self, root, monkeypatch):
-        calls = record_runs(monkeypatch, {"pytest": 5})
-        assert run.main(["test", "tests/test_run.py", "-k", "x"], root) == 5
-        assert calls == [["-m", "pytest", "-rfEs", "tests/test_run.py", "-k", "x"]]
-
-
-class TestSupport:
-    @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12)])
-    def test_supported(self, version):
-        assert run.unsupported(version, "linux", "x86_64", True) is None
-
-    @pytest.mark.parametrize("version", [(3, 9), (3, 13), (4, 11)])
-    def test_unsupported_version(self, version):
-        reason = run.unsupported(version, "linux", "x86_64", True)
-        assert "3.10, 3.11 or 3.12" in reason
-        assert f"{version[0]}.{version[1]}" in reason
-
-    def test_machines_without_packages(self):
-        assert "Intel" in run.unsupported((3, 11), "darwin", "x86_64", True)
-        assert run.unsupported((3, 11), "darwin", "arm64", True) is None
-        assert "32-bit" in run.unsupported((3, 11), "win32", "x86", False)
-
-    def test_user_is_told_of_a_python_that_would_do(self, root, monkeypatch, capsys):
-        monkeypatch.setattr(run, "MINORS", ())
-        monkeypatch.setattr(run, "other_python", lambda: "python3.12")
-        assert run.main(["demo", "--help"], root) == 1
-        assert "python3.12 run.py demo" in capsys.readouterr().err
+    @pytest.mark.parametrize("version", [(3, 9), (3, 14), (4, 11)])
+    def test_another_python_is_refused(self, root, monkeypatch, capsys, version):
+        monkeypatch.setattr(run.sys, "version_info", (*version, 0, "final", 0))
+        assert run.main(["demo"], root) == 1
+        assert "Python 3.10 to 3.13" in capsys.readouterr().err
         assert not (root / ".venv").exists()
 
-    def test_agrees_with_the_package(self):
-        (lowest, above) = re.search(
-            r'requires-python = ">=3\.(\d+),<3\.(\d+)"', (ROOT / "pyproject.toml").read_text()
-        ).groups()
-        assert tuple(range(int(lowest), int(above))) == run.MINORS
+    def test_the_package_wants_the_same_pythons(self):
+        text = (ROOT / "pyproject.toml").read_text()
+        assert 'requires-python = ">=3.10,<3.14"' in text
 
 
-@pytest.mark.parametrize("group", ["demo", "playground", "test", "page", "constraints"])
+class TestChecks:
+    def statuses(self, monkeypatch, failing):
+        seen = []
+
+        def record(words, **_):
+            seen.append(words[2])
+            return subprocess.CompletedProcess(words, int(words[2] in failing))
+
+        monkeypatch.setattr(check.subprocess, "run", record)
+        monkeypatch.setattr(pytest, "main", lambda words: seen.append(words) or 0)
+        monkeypatch.chdir(ROOT)
+        return seen
+
+    def test_all_run_and_any_failure_counts(self, monkeypatch, capsys):
+        seen = self.statuses(monkeypatch, {"ruff"})
+        assert check.main([]) == 1
+        assert seen == ["ruff", "ruff", "mypy", ["-rfEs"]]
+        assert "ruff check . FAILED (1)" in capsys.readouterr().out
+
+    def test_all_well(self, monkeypatch, capsys):
+        self.statuses(monkeypatch, set())
+        assert check.main([]) == 0
+        assert "all checks passed" in capsys.readouterr().out
+
+    def test_with_options_pytest_alone(self, monkeypatch):
+        seen = self.statuses(monkeypatch, set())
+        assert check.main(["tests/test_run.py", "-k", "x"]) == 0
+        assert seen == [["-rfEs", "tests/test_run.py", "-k", "x"]]
+
+
+@pytest.mark.parametrize("group", ["torch", "demo", "playground", "test", "page", "constraints"])
 def test_every_requirement_is_pinned(group):
-    text = (ROOT / "requirements" / f"{group}.txt").read_text()
-    for name, versions in run.pins(text).items():
-        assert all(versions), name
+    lines = (ROOT / "requirements" / f"{group}.txt").read_text().splitlines()
+    named = [line for line in lines if line and not line.startswith("#")]
+    assert named
+    assert all(re.match(r"[\w.-]+==[\w.+]+(; python_version .+)?$", line) for line in named)
 
 
-def test_pins_read_comments_and_markers():
-    text = '# all\na==1; python_version < "3.11"\na==2  # new\n\nb-c==0.1+cpu\n'
-    assert run.pins(text) == {"a": {"1", "2"}, "b-c": {"0.1+cpu"}}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals between processes are POSIX")
-class TestSignals:
-    @pytest.fixture(autouse=True)
-    def heard(self):
-        """Whoever runs the tests may ignore interrupts, which its children would inherit."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-        signal.signal(signal.SIGINT, before)
-
-    SCRIPT = """
-import sys
+@pytest.mark.skipif(os.name == "nt", reason="locks and signals between processes are POSIX")
+class TestTogether:
+    PROGRAM = """
+import sys, time
 sys.path.insert(0, {root!r})
 import run
 from pathlib import Path
-environment = run.Environment(Path({root!r}))
-environment.python = Path(sys.executable)
-sys.exit(environment.{way}(["-c", {child!r}]))
+environment = run.Environment(Path({folder!r}))
+{code}
 """
-    PATIENT = (
-        "import time\n"
-        "try:\n print('up', flush=True); time.sleep(30)\n"
-        "except KeyboardInterrupt:\n time.sleep(.5); print('tidied'); raise SystemExit(9)"
-    )
 
-    def start(self, child, way):
-        code = self.SCRIPT.format(root=str(ROOT), child=child, way=way)
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
+    def start(self, folder, code):
+        words = self.PROGRAM.format(root=str(ROOT), folder=str(folder), code=code)
+        return subprocess.Popen(
+            [sys.executable, "-c", words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        assert process.stdout.readline() == "up\n"
-        return process
 
-    @pytest.mark.parametrize("way", ["become", "run"])
-    @pytest.mark.parametrize("to", [os.kill, getattr(os, "killpg", None)], ids=["alone", "group"])
-    def test_an_interrupt_reaches_the_program_once(self, way, to):
-        process = self.start(self.PATIENT, way)
-        time.sleep(0.1)
-        to(process.pid, signal.SIGINT)
-        out, error = process.communicate(timeout=90)
-        assert (process.returncode, out, error) == (9, "tidied\n", "")
+    USE = (
+        "environment.lock(alone=False); import os, sys\n"
+        "program = 'print(\"in use\", flush=True); input()'\n"
+        "os.execv(sys.executable, [sys.executable, '-c', program])"
+    )
 
-    @pytest.mark.parametrize("way", ["become", "run"])
-    def test_termination_ends_the_program(self, way):
-        process = self.start("import time; print('up', flush=True); time.sleep(30)", way)
-        process.terminate()
-        process.communicate(timeout=90)  # returns once the child has let go of the pipes
-        assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    def test_nobody_clears_what_is_in_use(self, root):
+        """The lock stays with the command that `run.py` becomes."""
+        words = self.PROGRAM.format(root=str(ROOT), folder=str(root), code=self.USE)
+        user = subprocess.Popen(
+            [sys.executable, "-c", words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert user.stdout.readline() == "in use\n"
+        other = self.start(root, "environment.lock(alone=True); print('alone', flush=True)")
+        assert "waiting until it has ended" in other.stderr.readline()
+        assert other.poll() is None
+        user.communicate("\n", timeout=90)
+        assert other.communicate(timeout=90)[0] == "alone\n"
 
-    def test_child_that_is_killed(self):
-        code = "print('up', flush=True); import os; os.kill(os.getpid(), 9)"
-        process = self.start(code, "run")
-        process.communicate(timeout=90)
-        assert process.returncode == 137
+    def test_several_use_it_at_a_time(self, root):
+        first = self.start(root, "environment.lock(alone=False); print(1, flush=True); input()")
+        assert first.stdout.readline() == "1\n"
+        second = self.start(root, "environment.lock(alone=False); print(2)")
+        out, error = second.communicate(timeout=90)
+        first.kill()
+        first.communicate(timeout=90)
+        assert (out, error) == ("2\n", "")
 
-    @pytest.mark.parametrize("verbose", [False, True])
-    def test_an_interrupted_step_ends_its_program(self, root, verbose, capfd):
-        """The interrupt comes from the program itself, to this process alone."""
+    def test_two_first_runs_make_it_once(self, root):
         code = (
-            "import os, signal, time\n"
-            "os.kill(os.getppid(), signal.SIGINT)\n"
-            "try:\n time.sleep(30)\n"
-            "except KeyboardInterrupt:\n print('told')"
+            f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+            "import test_run\n"
+            "made = test_run.Recorded(environment.root)\n"
+            "real = made.run\n"
+            "made.run = lambda *words, **more: time.sleep(.2) or real(*words, **more)\n"
+            "print(made.taken())"
         )
-        environment = run.Environment(root, verbose)
-        started = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            environment.step("waiting", [sys.executable, "-c", code])
-        assert time.monotonic() - started < 20
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        both = [self.start(root, code) for _ in range(2)]
+        found = [one.communicate(timeout=90)[0] for one in both]
+        assert sorted(map(len, found))[0] == len("[]\n")
+        assert "['venv', 'idna', 'torch', 'demo', 'check']\n" in found
 
-
-class TestProgress:
-    def test_without_a_terminal_it_is_plain_lines(self, root, monkeypatch, capfd):
-        monkeypatch.setattr(run, "LINE_EVERY", 1)
-        status, _ = run.Environment(root).step(
-            "installing", [sys.executable, "-c", "import time; time.sleep(2.5)"]
+    @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 1)])
+    def test_a_step_ends_with_us(self, root, tmp_path, number, status):
+        """The signal comes to `run.py` alone, while pip is at work."""
+        code = (
+            "environment.python = Path(sys.executable)\n"
+            "sleep = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+            "wait = lambda *_: environment.run('-c', sleep, stdout=None)\n"
+            "run.Environment.prepare = wait\n"
+            "sys.exit(run.main(['demo'], environment.root))"
         )
-        lines = capfd.readouterr().err.splitlines()
-        assert status == 0
-        assert lines[0] == "installing ..."
-        assert len(lines) >= 3
-        assert all(re.fullmatch(r"installing \.\.\. \d+ s", line) for line in lines[1:])
-
-    def test_on_a_terminal_it_is_one_line(self, root, monkeypatch, capfd):
-        monkeypatch.setattr(run.sys.stderr, "isatty", lambda: True, raising=False)
-        run.Environment(root).step("installing", [sys.executable, "-c", "raise SystemExit(1)"])
-        assert capfd.readouterr().err == "installing ...\rinstalling ... no\n"
-
-
-def use_this_python(monkeypatch):
-    real = run.Environment.__init__
-
-    def init(self, *arguments, **options):
-        real(self, *arguments, **options)
-        self.python = Path(sys.executable)
-
-    monkeypatch.setattr(run.Environment, "__init__", init)
-
-
-def record_runs(monkeypatch, statuses=None):
-    calls = []
-
-    def record(self, arguments, folder=None):
-        calls.append(arguments)
-        return (statuses or {}).get(arguments[1], 0)
-
-    monkeypatch.setattr(run.Environment, "prepare", lambda self, groups: None)
-    monkeypatch.setattr(run.Environment, "run", record)
-    monkeypatch.setattr(run.Environment, "become", record)
-    return calls
+        process = self.start(root, code)
+        child = int(process.stdout.readline())
+        process.send_signal(getattr(signal, number))
+        process.communicate(timeout=90)
+        assert process.returncode == status
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and Path(f"/proc/{child}").exists():
+            time.sleep(0.05)
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
