@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -184,6 +185,13 @@ class Page:
         if not found:
             raise PageError(f"nothing on the page is {selector}")
         return found[0]
+
+    def first_unit(self, tab: str) -> int:
+        """What ControlNet's tabs count from: 0, or 1 in Forge Classic and Forge Neo."""
+        script = "return [...document.querySelectorAll(arguments[0])].map(one => one.textContent)"
+        texts = self.js(script, f"#{tab}_script_container button")
+        found = [re.match(r"\s*ControlNet Unit (\d+)", text) for text in texts]
+        return min((int(number[1]) for number in found if number), default=0)
 
     def click(self, selector: str) -> None:
         """Click, whatever lies above the element."""

@@ -177,6 +177,11 @@ class Installation:
         return WORK / (f"{self.family}-sdxl" if self.sdxl else self.family)
 
     @property
+    def saved(self) -> Path:
+        """Where the page's "Save" puts pictures; each WebUI has a folder of its own for that."""
+        return self.work / "saved"
+
+    @property
     def checkpoint(self) -> str:
         """The checkpoint's file name."""
         return f"ccn-random-{'sdxl' if self.sdxl else 'sd15'}.safetensors"
@@ -244,7 +249,12 @@ class Installation:
             (self.work / stale).unlink(missing_ok=True)
         shutil.rmtree(self.work / "cross-controlnet-presets", ignore_errors=True)
         (self.work / "tmp").mkdir(exist_ok=True)  # Neo takes it to be there
-        settings = {**CONFIG, **self.stamp(), "sd_model_checkpoint": self.checkpoint}
+        settings = {
+            **CONFIG,
+            **self.stamp(),
+            "sd_model_checkpoint": self.checkpoint,
+            "outdir_save": str(self.saved),
+        }
         (self.work / "config.json").write_text(json.dumps(settings), encoding="utf-8")
         for path in self.beside:
             shutil.copytree(path, extensions / path.name, ignore=ignored)

@@ -85,6 +85,13 @@ def made(host):
 
 
 @pytest.fixture(scope="module")
+def three(host):
+    """The same with three units."""
+    units = [*host.requests.two(), host.requests.unit("c", 3)]
+    return host.generate(using(host.requests.body(units, width=128, height=128), GIVEN))
+
+
+@pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conditions")
     for seed in (1, 2):
@@ -143,6 +150,7 @@ def test_generation_with_two_units(page, host, made, pictures):
     page.reveal(f"{PLACE}_show_mask")
     badge = until(lambda: page.all(f"{PLACE} .ccn-badge"), "a badge")[0]
     until(lambda: "2 units fused" in badge.text, "a badge with 2 units")
+    assert "Injection: the units behind" in badge.get_property("title")
     page.shoot("ready", PLACE)
     page.generate("txt2img")
     info = page.text("#html_info_txt2img")
@@ -197,10 +205,12 @@ def test_the_state_in_words(page, made, pictures):
         until(lambda: all(part in state(page) for part in parts), f"{parts}, but {state(page)}")
 
     page.reveal(f"{PLACE}_show_mask")
+    first = page.first_unit("txt2img")
+    one, two, three = (f"nit {number}" for number in range(first, first + 3))
     says("No ControlNet unit is on")
     assert "needs 2 units" in page.text(f"{PLACE} .ccn-badge")
     fill(page, made, pictures)
-    says("Unit 1 (ccn-random-b) is in front: star.", "Unit 0 (ccn-random-a) is behind.")
+    says(f"U{two} (ccn-random-b) is in front: star.", f"U{one} (ccn-random-a) is behind.")
     prompt = page.value("#txt2img_prompt textarea")
     page.write("#txt2img_prompt textarea", "")
     says("The prompt is empty")
@@ -208,9 +218,9 @@ def test_the_state_in_words(page, made, pictures):
     says("“star” is not in the prompt")
     page.write("#txt2img_prompt textarea", prompt)
     put(page, "background_unit", "1")
-    says("Unit 1 is chosen to be both in front and behind")
+    says(f"U{two} is chosen to be both in front and behind")
     put(page, "background_unit", "2")
-    says("Unit 2 is chosen to be behind but is not on")
+    says(f"U{three} is chosen to be behind but is not on")
     put(page, "background_unit", "auto")
     put(page, "start_step", "30")
     says("it would start at step 30, and the last is 1")
@@ -220,7 +230,7 @@ def test_the_state_in_words(page, made, pictures):
     page.choose(f"{PLACE}_mask_source", "the word's attention")
     says("is in front: star.")
     page.js("arguments[0].click()", unit_field(page, 1, "enable_checkbox"))
-    says("Only unit 0 (ccn-random-a) can be fused")
+    says(f"Only u{one} (ccn-random-a) can be fused")
     page.js("document.querySelector('#txt2img_controlnet').remove()")
     says("There is no ControlNet on this page")
 
@@ -228,30 +238,48 @@ def test_the_state_in_words(page, made, pictures):
 def test_a_unit_is_put_in_front_by_keyboard(page, made, pictures):
     fill(page, made, pictures)
     page.reveal(f"{PLACE}_show_mask")
-    until(lambda: "Unit 1 (ccn-random-b) is in front" in state(page), "unit 1 in front")
-    first = page.one(f"{PLACE} .ccn-role")
-    first.send_keys(ENTER)
-    until(lambda: "Unit 0 (ccn-random-a) is in front" in state(page), "unit 0 in front")
+    one = page.first_unit("txt2img")
+    until(lambda: f"Unit {one + 1} (ccn-random-b) is in front" in state(page), "the second")
+    button = page.one(f"{PLACE} .ccn-role")
+    button.send_keys(ENTER)
+    until(lambda: f"Unit {one} (ccn-random-a) is in front" in state(page), "the first in front")
     until(lambda: page.setting("txt2img", "foreground_unit").startswith("0: ccn"), "its name")
-    first.send_keys(TAB)
+    button.send_keys(TAB)
     style = page.js("return getComputedStyle(document.activeElement).outlineStyle")
     assert page.js("return document.activeElement.textContent") == "behind"
     assert style != "none", "the focus can be seen"
 
 
+def assert_legible(page):
+    least, text = page.js(LEAST_CONTRAST, page.one(PLACE))
+    assert least >= 4.5, f"{least:.2f}: {text}"
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_accordion_is_low_and_can_be_read(page, made, pictures, theme):
+def test_the_accordion_is_low_and_can_be_read(page, three, pictures, theme):
     page.open(theme)
-    fill(page, made, pictures)
-    page.write("#txt2img_prompt textarea", "a red star above the calm sea, at night")
+    page.click(f"{PLACE}-checkbox input")
     page.reveal(f"{PLACE}_show_mask")
+    until(lambda: "No ControlNet unit is on" in state(page), "what is missing")
+    assert page.all(f"{PLACE} .ccn-badge.ccn-warns")
+    assert_legible(page)
+    page.shoot(f"missing-{theme}", PLACE)
+    fill(page, three, [*pictures, pictures[0]])
+    page.write("#txt2img_prompt textarea", "a red moon above the calm sea, at night")
+    page.reveal(f"{PLACE}_show_mask")
+    until(lambda: "“star” is not in the prompt" in state(page), "what is missing")
+    assert page.all(f"{PLACE} .ccn-badge.ccn-warns")
+    assert_legible(page)
+    page.shoot(f"absent-{theme}", PLACE)
+    page.write("#txt2img_prompt textarea", "a red star above the calm sea, at night")
     until(lambda: "in front: star" in state(page), "the state")
+    assert len(page.all(f"{PLACE} .ccn-unit")) == 3
+    assert not page.all(f"{PLACE} .ccn-badge.ccn-warns")
     assert page.one(PLACE).size["height"] <= 420
     page.shoot(f"open-{theme}", PLACE)
     page.reveal(f"{PLACE}_fusion")
     page.shoot(f"advanced-{theme}", PLACE)
-    least, text = page.js(LEAST_CONTRAST, page.one(PLACE))
-    assert least >= 4.5, f"{least:.2f}: {text}"
+    assert_legible(page)
     page.driver.set_window_size(400, 1800)
     page.settle()
     wide = "return arguments[0].scrollWidth - arguments[0].clientWidth"
@@ -321,6 +349,9 @@ def test_preset_saved_loaded_and_deleted(page, host, made):
     listed = str(host.client.call("/cross-controlnet/v1/presets"))
     assert "My own / Ünique" in listed
     page.click(f"{PLACE}_preset_delete")
+    until(lambda: "Click Delete again" in page.text(f"{PLACE}_preset_message"), "a question")
+    assert "My own / Ünique" in str(host.client.call("/cross-controlnet/v1/presets"))
+    page.click(f"{PLACE}_preset_delete")
     until(lambda: "Deleted" in page.text(f"{PLACE}_preset_message"), "a message")
     assert "My own" not in str(host.client.call("/cross-controlnet/v1/presets"))
 
@@ -350,7 +381,7 @@ def test_grid_over_delta(page, host, made, pictures):
 
 @pytest.mark.parametrize("button", ["save", "save_zip"])
 def test_mask_strip_is_saved_with_its_pictures_text(page, made, pictures, installation, button):
-    folder = installation.work / "log" / "images"
+    folder = installation.saved
     shutil.rmtree(folder, ignore_errors=True)
     fill(page, made, pictures)
     page.generate("txt2img")
@@ -361,7 +392,7 @@ def test_mask_strip_is_saved_with_its_pictures_text(page, made, pictures, instal
     until(lambda: "Saved: " in page.text("#html_log_txt2img"), "a saved picture")
     (saved,) = folder.rglob("*.png")
     with Image.open(saved) as picture:
-        assert picture.width == 3 * picture.height
+        assert is_strip(picture.width / picture.height)
         assert "CCN delta: 0.35" in picture.info["parameters"]
     archives = [zipfile.ZipFile(path).namelist() for path in folder.rglob("*.zip")]
     assert archives == ([[saved.relative_to(folder).as_posix()]] if button == "save_zip" else [])
