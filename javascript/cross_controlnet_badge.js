@@ -24,7 +24,9 @@
                 this.element.className = "ccn-badge";
                 header.insertBefore(this.element, label.nextSibling);
             }
-            if (this.element.textContent !== text) this.element.textContent = this.element.title = text;
+            const title = ccn.badgeTitle(state);
+            if (this.element.textContent !== text) this.element.textContent = text;
+            if (this.element.title !== title) this.element.title = title;
             this.element.classList.toggle("ccn-warns", warns);
         }
 

@@ -31,6 +31,7 @@
     const unitsNamed = (units) => `nit${units.length > 1 ? "s" : ""} ${listed(units.map(named))}`;
 
     const FRONT = "click “in front” in the row of the unit that shows the foreground";
+    const INJECTION = "Injection: the units behind learn where the object in front is.";
     const CHOOSE = "click another of its words in the row of the unit in front";
 
     // Of each problem: what the badge says, and what the sentence says and advises.
@@ -177,6 +178,12 @@
         };
     }
 
+    // What the badge's tooltip says: the sentence, and what injection is where the badge names it.
+    function badgeTitle(state) {
+        const said = sentence(state).parts.map((part) => part.word ?? part).join("");
+        return badgeText(state).text.includes("injection") ? `${said} ${INJECTION}` : said;
+    }
+
     // The sentence on the page, kept true.
     class Sentence {
         constructor(tab) {
@@ -203,6 +210,7 @@
     }
 
     ccn.badgeText = badgeText;
+    ccn.badgeTitle = badgeTitle;
     ccn.sentence = sentence;
     ccn.shortName = shortName;
     ccn.Sentence = Sentence;

@@ -52,7 +52,9 @@ class PresetRow:
             )
             self._save = self._button("Save", f"{element_id}_preset_save")
             self._delete = self._button("Delete", f"{element_id}_preset_delete")
-        self._message = gr.HTML("", elem_id=f"{element_id}_preset_message")
+        self._message = gr.HTML(
+            "", elem_id=f"{element_id}_preset_message", elem_classes="ccn-preset-message"
+        )
         for component in (self._chosen, self._name, self._save, self._delete):
             # The WebUI shall not keep them as the page's defaults.
             component.do_not_save_to_config = True
@@ -83,7 +85,7 @@ class PresetRow:
                 gr.update(value=page_value(name, values[name])) if name in values else gr.update()
                 for name in names
             ]
-            return [_said(f"Loaded {shown_value(preset)}."), *shown]
+            return [_said(f"Loaded {shown_value(preset)}. {self._described(preset)}"), *shown]
 
         def save(preset: str | None, name: str | None, *values: Any) -> list[Any]:
             name = (name or "").strip() or preset
@@ -98,22 +100,26 @@ class PresetRow:
             said = _said(f"Saved {shown_value(saved.name)}{instead}.")
             return [said, self._choices(saved.name), gr.update(value="")]
 
-        def delete(preset: str | None) -> list[Any]:
+        def delete(preset: str | None, message: str | None) -> list[Any]:
             if not preset:
                 return [_said("Choose the preset to delete first."), gr.update()]
+            question = _said(f"Click Delete again to delete {shown_value(preset)} for good.")
+            # What stands on the page is what was asked: any other message takes it back.
+            if self._is_saved(preset) and message != question["value"]:
+                return [question, gr.update()]
             try:
                 self._store.delete(preset)
             except PresetError as error:
                 return [_said(error), gr.update()]
             return [_said(f"Deleted {shown_value(preset)}."), self._choices(None)]
 
-        def refresh() -> list[Any]:
-            return [gr.update(choices=self._store.names()), _said(" ".join(self._store.problems()))]
+        def refresh(preset: str | None) -> list[Any]:
+            return [gr.update(choices=self._store.names()), self._at_rest(preset)]
 
         def begin(*values: Any) -> list[Any]:
-            fitting = (preset.name for preset in self._store.all() if fits(preset.settings, values))
-            problems = " ".join(self._store.problems())
-            return [self._choices(next(fitting, None)), _said(problems)]
+            every = self._store.all()
+            fitting = next((one.name for one in every if fits(one.settings, values)), None)
+            return [self._choices(fitting), self._at_rest(fitting)]
 
         def compare(preset: str | None, *values: Any) -> Any:
             try:
@@ -133,12 +139,24 @@ class PresetRow:
             [self._message, self._chosen, self._name],
             **QUICK,
         )
-        self._delete.click(delete, [self._chosen], [self._message, self._chosen], **QUICK)
-        opened.change(refresh, [], [self._chosen, self._message], **QUICK)
+        self._delete.click(
+            delete, [self._chosen, self._message], [self._message, self._chosen], **QUICK
+        )
+        opened.change(refresh, [self._chosen], [self._chosen, self._message], **QUICK)
         # What the page is built from is as old as the WebUI's start.
         Context.root_block.load(begin, components, [self._chosen, self._message], **QUICK)
         for component in (self._chosen, *components):
             component.change(compare, [self._chosen, *components], [self._changed], **QUICK)
+
+    def _at_rest(self, preset: str | None) -> Any:
+        """What stands below the row unasked: what is wrong in the folder, or what the preset is."""
+        return _said(" ".join(self._store.problems()) or self._described(preset))
+
+    def _described(self, preset: str | None) -> str:
+        return next((one.description for one in self._store.all() if one.name == preset), "")
+
+    def _is_saved(self, preset: str) -> bool:
+        return any(one.name == preset and not one.built_in for one in self._store.all())
 
     def _choices(self, value: str | None) -> Any:
         return gr.update(choices=self._store.names(), value=value)

@@ -23,8 +23,8 @@ test("without ControlNet nothing will happen, on an unknown page something may",
 test("without a page the scripts add one name and nothing else", () => {
     assert.deepEqual(
         Object.keys(ccn).sort(),
-        ["Badge", "Picker", "Rows", "Sentence", "badgeText", "page", "prompt", "rows", "selection",
-            "sentence", "shortName", "state"],
+        ["Badge", "Picker", "Rows", "Sentence", "badgeText", "badgeTitle", "page", "prompt", "rows",
+            "selection", "sentence", "shortName", "state"],
     );
 });
 
@@ -133,4 +133,15 @@ test("it follows the prompt", () => {
     assert.match(on("a star"), /not in the prompt/);
     assert.equal(on("a fox"), GOOD);
     assert.match(on(""), /the prompt is empty/);
+});
+
+test("its tooltip is the sentence, and what injection is where the badge names it", () => {
+    const title = (changes) => ccn.badgeTitle(new ccn.state.Reader("txt2img").read(tabOf(changes)));
+    const meaning = "Injection: the units behind learn where the object in front is.";
+    assert.equal(
+        title({ word: "star" }), `Unit 0 (canny) is in front: star. Unit 1 (canny) is behind. ${meaning}`,
+    );
+    assert.match(title({ word: "fox" }), /“fox” is not in the prompt, so nothing will be injected: .+ Injection: /s);
+    assert.match(title({ inject: false }), /the stronger wins in each place. Injection is off\.$/);
+    assert.match(title({ units: [unit(0)] }), /^Only unit 0 \(canny\) can be fused\. .+ a picture\.$/);
 });

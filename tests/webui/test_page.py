@@ -49,8 +49,9 @@ def test_a_preset_s_name_is_text(row, name):
         row.save(None, name, *values()),
         row.load(name),
         row.load(name + "?"),
-        row.delete(name),
-        row.delete(name),
+        row.delete(name, ""),
+        row.delete(name, said(row.delete(name, ""))),
+        row.delete(name, ""),
     ):
         shown = said(answer)
         assert name in html.unescape(shown)
@@ -63,7 +64,7 @@ def test_what_is_wrong_with_the_folder_is_text(row, name):
     row.store.folder.mkdir()
     content = {"name": "x", "settings": {"delta": name}}
     (row.store.folder / "a.json").write_text(json.dumps(content), "utf-8")
-    shown = said(row.refresh())
+    shown = said(row.refresh(None))
     assert "Delta (delta)" in shown
     assert "<" not in shown
     assert not has_hidden(shown)
@@ -83,6 +84,37 @@ def test_it_is_said_which_preset_was_replaced(row):
         html.unescape(said(row.save(None, "mine", *values()))) == "Saved 'mine' in place of 'Mine'."
     )
     assert html.unescape(said(row.save("mine", "", *values()))) == "Saved 'mine'."
+
+
+def test_a_preset_is_deleted_only_where_the_question_stands_on_the_page(row):
+    for name in ("one", "two"):
+        row.save(None, name, *values())
+    question = said(row.delete("one", ""))
+    assert "Click Delete again" in question
+    for other in ("", said(row.load("one")), said(row.delete("two", question))):
+        assert said(row.delete("one", other)) == question
+    assert {"one", "two"} <= set(row.store.names())
+    assert html.unescape(said(row.delete("one", question))) == "Deleted 'one'."
+    assert "one" not in row.store.names()
+    assert "two" in row.store.names()
+
+
+@pytest.mark.parametrize("preset", list(BUILT_IN))
+def test_a_built_in_preset_is_not_asked_about(row, preset):
+    assert "is built in and cannot be deleted" in said(row.delete(preset, ""))
+
+
+def test_what_a_preset_is_stands_below_it(row):
+    description = row.store.all()[0].description
+    shown = [
+        page_value(name, BUILT_IN["Paper (SD 1.5)"].get(name, fields()[name].default))
+        for name in (*preset_row.METHOD, *preset_row.SCENE)
+    ]
+    for answer in (row.begin(*shown), row.refresh("Paper (SD 1.5)")):
+        assert html.unescape(said(answer)) == description
+    assert description in html.unescape(said(row.load("Paper (SD 1.5)")))
+    row.save(None, "mine", *values())
+    assert said(row.refresh("mine")) == ""
 
 
 def test_every_paragraph_of_about_is_one_line():
