@@ -30,8 +30,8 @@ for (let place = arguments[0]; place; place = place.parentElement) {
     if (header && header !== place && !header.classList.contains('open')) header.click();
 }
 """
-# The least contrast of the visible texts inside an element, by the WCAG's formula, and whose it is.
-# Buttons that gradio paints in two colours are left out.
+# The least contrast of the visible texts inside an element, and of what empty fields show, by the
+# WCAG's formula, and whose it is. Buttons that gradio paints in two colours are left out.
 LEAST_CONTRAST = """
 const channels = text => {
     const found = (text.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
@@ -49,17 +49,25 @@ const behind = element => {
     return layers.reverse().reduce((lower, upper) => over(upper, lower), [255, 255, 255]);
 };
 let least = [Infinity, ''];
+const compare = (text, style, element) => {
+    const ground = behind(element);
+    const [red, green, blue, alpha] = channels(style.color);
+    const colour = over([red, green, blue, alpha * style.opacity], ground);
+    const [one, two] = [colour, ground].map(luminance);
+    const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+    if (ratio < least[0]) least = [ratio, text];
+};
 const walker = document.createTreeWalker(arguments[0], NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) {
     const text = walker.currentNode.textContent.trim();
     const element = walker.currentNode.parentElement;
     const painted = element.closest('button:not([class*=ccn]):not(.label-wrap)');
     if (!text || painted || !element.getClientRects().length) continue;
-    const ground = behind(element);
-    const colour = over(channels(getComputedStyle(element).color), ground);
-    const [one, two] = [colour, ground].map(luminance);
-    const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
-    if (ratio < least[0]) least = [ratio, text];
+    compare(text, getComputedStyle(element), element);
+}
+for (const field of arguments[0].querySelectorAll('input, textarea')) {
+    if (!field.placeholder || field.value || !field.getClientRects().length) continue;
+    compare(field.placeholder, getComputedStyle(field, '::placeholder'), field);
 }
 return least;
 """
