@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import family, fusion, injection, mask, mask_study, operations, step, timing
-from benchmarks.__main__ import TITLES
+from benchmarks import family, fusion, injection, mask, mask_study, operations, page, step, timing
 from demo.demo_model import BUNDLED, load_pipeline
 from demo.scenes import draw
 from lib_ccn.fusion import MODES
@@ -25,22 +24,24 @@ def test_interleaved_calls_take_turns():
 
 
 def test_every_benchmark_has_its_title():
-    assert set(TITLES) == {"fusion", "injection", "mask", "operations", "step", "family"}
+    modules = {"fusion", "injection", "mask", "operations", "step", "family", "gpu"}
+    assert set(page.TITLES) == modules
 
 
 def test_what_was_not_run_stays_in_the_page(monkeypatch, tmp_path):
-    page = tmp_path / "R.md"
-    monkeypatch.setattr(bench, "RESULTS", page)
+    path = tmp_path / "R.md"
+    monkeypatch.setattr(page, "RESULTS", path)
     monkeypatch.setattr(bench.importlib, "import_module", lambda _: Stub)
-    for names, table in ((TITLES, "| old |"), (["mask"], "| new |"), (["mask"], "| new |")):
+    page.write({page.GPU: "| old |"})
+    for names, table in (([], "| old |"), (["mask"], "| new |"), (["mask"], "| new |")):
         Stub.table = table
         monkeypatch.setattr(sys, "argv", ["bench", *names, "--write"])
         bench.main()
-    parts = bench.sections(page.read_text())
-    assert list(parts) == list(TITLES)
+    parts = page.sections(path.read_text())
+    assert list(parts) == list(page.TITLES)
     assert {name for name, part in parts.items() if "| new |" in part} == {"mask"}
-    assert page.read_text().count("| old |") == len(TITLES) - 1
-    assert page.read_text() == "\n".join([bench.HEAD, *parts.values()])
+    assert path.read_text().count("| old |") == len(page.TITLES) - 1
+    assert path.read_text() == "\n".join([page.HEAD, *parts.values()])
     monkeypatch.setattr(sys, "argv", ["bench", "mask", "--write", "--quick"])
     with pytest.raises(SystemExit) as stopped:
         bench.main()
