@@ -171,7 +171,7 @@ def captured_flux(size: int = 1024, text: int = 512) -> dict[str, int]:
         }
     store: KeyValueStore = {}
     layers = joint_attention_layers(net)
-    with torch.no_grad(), capture_joint_keys_values(layers, store, grid * grid):
+    with torch.no_grad(), capture_joint_keys_values(layers, store):
         net(hidden, **arguments, return_dict=False)
     return _counted(store)
 
