@@ -12,7 +12,11 @@ from contextlib import contextmanager
 from functools import partial, update_wrapper
 from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .regions import Attend
 
 COMPILED = "_orig_mod."  # what torch.compile puts in front of a module's names
 # Why hooks on an attention module are of no use.
@@ -83,6 +87,33 @@ class _Answered:
             own.pop(self.name, None)
         else:
             own[self.name] = self.behind
+
+
+class AttentionCalls(TorchFunctionMode):
+    """Lets `answer(attend, query, key, value)` stand in for torch's attention function.
+
+    It does so in the thread that entered it. A call with a mask is not for us: `masked` counts
+    them.
+    """
+
+    def __init__(self, answer: Callable[[Attend, Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.masked = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        if named.get("attn_mask") is not None or named.get("is_causal"):
+            self.masked += 1
+            return func(*args, **kwargs)
+        query, key, value = (named.pop(name) for name in names[:3])
+        return self.answer(partial(func, **named), query, key, value)
 
 
 def why_unheard(attention: nn.Module, compiled: Container[nn.Module]) -> str:

@@ -24,67 +24,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from .attention import InjectionTally, KeyValueStore, Regions, RegionsFor, RowGroup, SelfAttention
+from .attention import InjectionTally, KeyValueStore, RegionsFor, SelfAttention
 from .foreground import CrossAttentionRecorder
-from .hooks import BY_COMPILATION, COMPILED, answered, compiled_within
-
-# (query, key, value), each [B, heads, tokens, d], to the result in the query's shape.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def joint_region_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key1: Tensor,
-    value1: Tensor,
-    groups: Sequence[RowGroup],
-    attend: Attend = F.scaled_dot_product_attention,
-) -> Tensor:
-    """Equation 9 in a joint attention, as this module's docstring has it.
-
-    Args:
-        query: [B, heads, text + image, d] of the background unit, text first; `key` and `value`
-            are alike.
-        key1: [B, heads, image, d] of the foreground unit; `value1` is alike.
-        groups: the batch by equal masks, from the `Regions` of Mf [B, image]. A group without
-            tokens on either side is attended as ever.
-        attend: the attention function.
-
-    Returns:
-        The attention's result, in the shape of `query`.
-    """
-    text = query.shape[2] - key1.shape[2]
-    out = None
-    for rows, fg, bg in groups:
-        q, k, v, k1, v1 = (
-            t if rows is None else t.index_select(0, rows)
-            for t in (query, key, value, key1, value1)
-        )
-        if not fg.numel() and not bg.numel():
-            part = attend(q, k, v)
-        else:
-            part = torch.empty_like(q)
-            if text:
-                part[:, :, :text] = attend(q[:, :, :text], k, v)
-            if fg.numel():
-                keys = torch.cat((k[:, :, :text], k1.index_select(2, fg)), 2)
-                values = torch.cat((v[:, :, :text], v1.index_select(2, fg)), 2)
-                part[:, :, text + fg] = attend(q.index_select(2, text + fg), keys, values)
-            if bg.numel():
-                keys = torch.cat((k, k1.index_select(2, bg)), 2)
-                values = torch.cat((v, v1.index_select(2, bg)), 2)
-                part[:, :, text + bg] = attend(q.index_select(2, text + bg), keys, values)
-        if rows is None:
-            return part
-        out = torch.empty_like(query) if out is None else out
-        out[rows] = part
-    return query if out is None else out
+from .hooks import BY_COMPILATION, COMPILED, AttentionCalls, answered, compiled_within
+from .regions import Attend, Regions, attend_by_region
 
 
 def joint_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
@@ -123,8 +69,8 @@ def capture_joint_keys_values(
         return attend(query, key, value)
 
     with ExitStack() as undo:
-        for _, name, module, _ in layers:
-            undo.enter_context(_attention_answered(module, partial(record, name)))
+        for layer in layers:
+            undo.enter_context(_attention_answered(layer.module, partial(record, layer.name)))
         yield
 
 
@@ -158,15 +104,18 @@ def inject_joint_keys_values(
             like = (*query.shape[:2], image, query.shape[3])
             if key1.shape == like and key.shape == query.shape and query.shape[2] >= image:
                 tally.injected += 1
-                groups = regions.groups(query.device)
-                return joint_region_attention(query, key, value, key1, value1, groups, attend)
+                keys, values = (
+                    torch.cat((regions.in_order(guest, 2), own), 2)
+                    for guest, own in ((key1, key), (value1, value))
+                )
+                return attend_by_region(query, keys, values, regions, attend)
         tally.unchanged += 1
         return attend(query, key, value)
 
     with ExitStack() as undo:
-        for layer, name, module, _ in layers:
-            if layer >= start_layer and name in store:
-                undo.enter_context(_attention_answered(module, partial(inject, name)))
+        for layer in layers:
+            if layer.layer >= start_layer and layer.name in store:
+                undo.enter_context(_attention_answered(layer.module, partial(inject, layer.name)))
         yield tally
 
 
@@ -283,30 +232,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.float() * cos + turned.float() * sin).to(x.dtype)
 
 
-class _AttentionCalls(TorchFunctionMode):
-    """Lets `answer(attend, query, key, value)` stand in for torch's attention function.
-
-    A call with a mask is not for us.
-    """
-
-    def __init__(self, answer: Callable[[Attend, Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        named = {**dict(zip(names, args, strict=False)), **kwargs}
-        if named.get("attn_mask") is not None or named.get("is_causal"):
-            return func(*args, **kwargs)
-        query, key, value = (named.pop(name) for name in names[:3])
-        return self.answer(partial(func, **named), query, key, value)
-
-
 @contextmanager
 def _attention_answered(
     module: nn.Module, answer: Callable[[Attend, Tensor, Tensor, Tensor], Tensor]
@@ -314,7 +239,7 @@ def _attention_answered(
     """Attention inside the module's forward is answered; afterwards the module is as it was."""
 
     def forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with _AttentionCalls(answer):
+        with AttentionCalls(answer):
             return own(*args, **kwargs)
 
     with answered(module, "forward", forward):

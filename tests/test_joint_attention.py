@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from family_oracles import masked_attention
 from torch import nn
 
-from lib_ccn.attention import Regions
 from lib_ccn.joint_attention import (
     capture_joint_keys_values,
     inject_joint_keys_values,
     joint_attention_layers,
-    joint_region_attention,
     rotate,
 )
+from lib_ccn.regions import Regions, attend_by_region
 
 BATCH, HEADS, TEXT, IMAGE, WIDTH = 3, 2, 5, 12, 4
 
@@ -53,8 +52,13 @@ def test_every_row_has_its_own_mask(dtype, tolerance, text):
         for row, value in fixed.items():
             masks[row] = value
         for usable in ([True] * 3, [True, False, True], [False] * 3):
-            groups = Regions(masks, torch.tensor(usable)).groups(torch.device("cpu"))
-            out = joint_region_attention(*parts, groups)
+            regions = Regions(masks, torch.tensor(usable))
+            query, key, value, *guests = parts
+            keys, values = (
+                torch.cat((regions.in_order(guest, 2), own), 2)
+                for guest, own in zip(guests, (key, value), strict=True)
+            )
+            out = attend_by_region(query, keys, values, regions)
             assert out.dtype is dtype
             want = by_formula(parts, masks, usable, text)
             torch.testing.assert_close(out.double(), want, atol=tolerance, rtol=tolerance)

@@ -1,6 +1,7 @@
 """Capturing and injecting on whole ControlNets: which layers, in which order, and what stays."""
 
 import copy
+import dataclasses
 import gc
 import weakref
 
@@ -9,11 +10,11 @@ import torch
 from torch import nn
 
 from lib_ccn.attention import (
-    Regions,
     capture_keys_values,
     inject_keys_values,
     self_attention_layers,
 )
+from lib_ccn.regions import Regions
 
 from .blocks import Block, LdmAttention, untouched
 from .oracle import HEADS, equation_9, random_mask
@@ -114,7 +115,8 @@ def test_every_layer_of_a_controlnet_follows_equation_9():
         handle.remove()
     assert tally.injected == 6
     with torch.no_grad():
-        for position, (_, name, attn, _) in enumerate(layers):
+        for position, layer in enumerate(layers):
+            name, attn = layer.name, layer.module
             x, out = seen[position]
             own = (attn.to_q(x), attn.to_k(x), attn.to_v(x))
             mask = masks(x.shape[1], 2)
@@ -180,7 +182,8 @@ def test_controlnets_of_unlike_depth_are_paired_by_layer(changes, swapped):
             run(fg, seed=6)
         with inject_keys_values(layers, store, regions) as tally:
             seen = kept(bg, layers)
-        for _, name, attn, _ in layers:
+        for layer in layers:
+            name, attn = layer.name, layer.module
             x, out = seen[name]
             q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
             mask = masks(x.shape[1], 2)
@@ -282,7 +285,7 @@ def test_an_exception_leaves_nothing_behind(stage):
 def test_a_failure_while_hooks_are_set_removes_those_already_set():
     controlnet = tiny_controlnet(1)
     layers = self_attention_layers(controlnet)
-    layers.append(layers[0]._replace(module=nn.Identity()))
+    layers.append(dataclasses.replace(layers[0], module=nn.Identity()))
     store = {entry.name: (torch.zeros(1), torch.zeros(1)) for entry in layers}
     with pytest.raises(AttributeError), inject_keys_values(layers, store, regions):
         pass

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_ccn.attention import Regions, region_attention
+from lib_ccn.regions import Regions, region_attention
 
 from .oracle import HEADS, equation_9, random_mask, tensors
 
@@ -108,7 +108,7 @@ def test_errors_for_query_mask_and_heads():
 def test_rows_with_one_mask_share_a_group():
     mask = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 0, 0]]).bool()
     groups = Regions(mask).groups(mask.device)
-    found = {tuple(g.foreground.tolist()): g.rows.tolist() for g in groups}
+    found = {tuple(g.foreground.tolist()): torch.arange(3)[g.rows].tolist() for g in groups}
     assert found == {(0,): [0, 2], (2,): [1]}
     (alone,) = Regions(mask[:1]).groups(mask.device)
     assert alone.rows is None
@@ -119,8 +119,10 @@ def test_rows_without_a_usable_mask_are_a_group_of_their_own():
     mask = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1], [0, 1, 1]]).bool()
     usable = torch.tensor([True, False, True, False])
     groups = Regions(mask, usable).groups(torch.device("cpu"))
-    found = [tuple(part.tolist() for part in group) for group in groups]
-    assert found == [([0, 2], [0, 2], [1]), ([1, 3], [], [])]
+    rows = [torch.arange(4)[group.rows].tolist() for group in groups]
+    sides = [(group.foreground.tolist(), group.background.tolist()) for group in groups]
+    assert rows == [[0, 2], [1, 3]]
+    assert sides == [([0, 2], [1]), ([], [])]
 
 
 def test_regions_are_booleans_of_one_shape():

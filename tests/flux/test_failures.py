@@ -81,7 +81,7 @@ def test_generations_that_fail_leave_nothing(pipe):
     "broken",
     [
         "lib_ccn.session.fuse_residuals",
-        "lib_ccn.joint_attention.joint_region_attention",
+        "lib_ccn.joint_attention.attend_by_region",
         "lib_ccn.joint_attention.JointAttentionRecorder._add",
         "lib_ccn.attention.Regions.groups",
         "lib_ccn.hosts.diffusers.flux.clip_piece",
