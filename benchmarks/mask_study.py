@@ -49,7 +49,7 @@ def maps_by_step(
     )
 
     def keep(_count: int) -> None:
-        heat = control.session.heat if control.session is not None else None
+        heat = control.session.place.heat if control.session is not None else None
         if heat is not None:
             heats.append(heat[0].clone())
 
@@ -63,7 +63,7 @@ def maps_by_step(
             on_step=keep,
         )
     assert control.session is not None
-    return heats, control.session._word.chosen.get(0) or ""
+    return heats, control.session.place.word.chosen.get(0) or ""
 
 
 def run(scenes: Scenes) -> dict[str, Any]:

@@ -149,8 +149,6 @@ class Bench:
             }
             result = self.denoise(session.fuse(outputs))
             session.end_call()
-            if session.error is not None:
-                raise session.error
             return result
 
         return step, session
@@ -179,8 +177,8 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dic
                 ),
                 "injected layers": session.injected // count if session else 0,
                 "foreground": (
-                    float(session.mask.float().mean())
-                    if session is not None and session.mask is not None
+                    float(session.place.mask.float().mean())
+                    if session is not None and session.place.mask is not None
                     else None
                 ),
             }

@@ -168,10 +168,10 @@ def _fused(
                 control_modes=options.control_modes,
             )
         session = control.session
-        if session is None or session.error is not None:
-            cause = session.error if session is not None else "the pipeline made no generation"
+        if session is None or control.error is not None:
+            cause = control.error or "the pipeline made no generation"
             raise DemoError(f"the method failed and the units were summed: {cause}")
-        mask = session.mask
+        mask = session.place.mask
         for n, number in enumerate(numbers):
             pictures[number] = made[n]
             masks[number] = None if mask is None else mask[n if len(mask) > 1 else 0]

@@ -53,10 +53,10 @@ class Record:
             control.on_fused = None
 
     def _keep(self, session: Session, outputs: Any) -> None:
-        if session.mask is not None:
-            self.masks[self.step] = session.mask[0].cpu()
+        if session.place.mask is not None:
+            self.masks[self.step] = session.place.mask[0].cpu()
         fusable = [unit for unit in session.units if unit in outputs and unit.eligible]
-        if len(fusable) < 2 or session.error is not None:
+        if len(fusable) < 2:
             return
         # The last row is the conditional one, with and without guidance.
         units = [[residual[-1:].float() for residual in outputs[unit]] for unit in fusable]

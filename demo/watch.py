@@ -102,8 +102,8 @@ class Explanation:
         def stepped(control: Any) -> None:
             nonlocal step
             session = control.session
-            if session.mask is not None and session.heat is not None:
-                found.masks[step], found.heats[step] = session.mask[0], session.heat[0]
+            if session.place.mask is not None and session.place.heat is not None:
+                found.masks[step], found.heats[step] = session.place.mask[0], session.place.heat[0]
             step += 1
 
         try:

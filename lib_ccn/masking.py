@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,20 +68,16 @@ class WordMask:
         self._decided: dict[tuple[int, TokenizedPrompt], Word | None] = {}
         self._scheduled = False
         self._grid: tuple[int, int] | None = None
-        # By picture: what was recorded of it in this step, and the foreground unit's deviation.
-        self._maps: dict[int, list[Tensor]] = {}
-        self._deviation: dict[int, Tensor] = {}
+        # What was recorded in this step, each with the pictures that its rows are of; by picture
+        # the foreground unit's latest deviation, with the rows that are of this picture.
+        self._maps: list[tuple[list[int], Tensor]] = []
+        self._deviation: dict[int, tuple[Tensor, list[int]]] = {}
         # Whose maps the recorder holds, and of how many pictures.
         self._shown: list[int] = []
         self._count = 0
         # The latest call that should have been recorded, until something was.
         self._unread: Call | None = None
         self._found = False
-
-    @property
-    def error(self) -> Exception | None:
-        """What went wrong inside a hook of the UNet, if anything did."""
-        return self.recorder.error
 
     def change_prompts(self, prompts: Sequence[TokenizedPrompt]) -> None:
         """From the coming call on these prompts are in force.
@@ -109,7 +106,11 @@ class WordMask:
         self.recorder.pause()
 
     def begin_call(self, call: Call, due: bool = True) -> None:
-        """Read the coming UNet call for its conditional rows, if it is `due` and has some."""
+        """Read the coming UNet call for its conditional rows, if it is `due` and has some.
+
+        Raises what went wrong inside a hook of the UNet, if anything did.
+        """
+        self._check()
         self._grid = reduced_grid(call.latent_size, self.recorder.reduction)
         if due and (self._unread is None or call.conditional):
             self._unread = call
@@ -125,7 +126,7 @@ class WordMask:
     def observe(self, residuals: Sequence[Tensor], pictures: Sequence[int]) -> None:
         """Note where the foreground unit has something to say, for the automatic word.
 
-        Its deviation at the maps' own resolution, averaged over the batch rows of each picture.
+        Its deviation at the maps' own resolution. Nothing is waited for.
         """
         if self.settings.foreground_word or not self._undecided or not self.recorder.recording:
             return
@@ -133,60 +134,91 @@ class WordMask:
         if not fitting or len(fitting[-1]) != len(pictures):
             return
         deviation = smoothed_deviation(fitting[-1])
-        owner = torch.tensor(list(pictures), device=deviation.device)
         for picture in set(pictures):
-            self._deviation[picture] = deviation[owner == picture].mean(0)
+            rows = [row for row, owner in enumerate(pictures) if owner == picture]
+            self._deviation[picture] = deviation, rows
 
     def next_mask(self, step: int) -> tuple[Tensor, Tensor] | None:
-        """The mask for `step` from what the step before recorded.
+        """The mask for `step` from what the step before recorded: an accelerator is asked once.
 
         Returns:
             Booleans on the CPU: the mask [pictures, H, W], and `usable` [pictures]. None when
             nothing was recorded, as before the first step is done. A picture of which nothing was
             recorded is not usable.
         """
-        maps = self._take()
+        self._check()
+        taken = self._take()
         unread, self._unread = self._unread, None
-        if maps is None:
+        if not taken:
             if unread is not None and self.prompts and not self._found:
                 self.note(self._why_unread(unread))
             return None
         self._found = True
         final = step >= self.settings.injection_start
-        usable = torch.zeros(len(maps), dtype=torch.bool)
-        heat = torch.zeros(len(maps), *maps.shape[-2:])
-        for index in range(len(self.prompts)):
-            rows = slice(None) if len(self.prompts) == 1 else slice(index, index + 1)
-            if not len(maps[rows]):
-                continue
-            word = self._word(index, rows, maps, final)
-            if word is None:
-                continue
-            scaled, good = scaled_map(word_map(maps[rows], word.positions))
-            heat[rows], usable[rows] = scaled.cpu(), good.cpu()
+        tokens, *grid = taken[-1][1].shape[1:]
+        pictures = range(self._count)
+        searches = {
+            index: self._search(index, tokens)
+            for index in range(len(self.prompts))
+            if len(self.prompts) == 1 or index in pictures
+        }
+        maps, deviation = self._fetch(taken, searches.values())
+        usable = torch.zeros(self._count, dtype=torch.bool)
+        heat = torch.zeros(self._count, *grid)
+        for index, search in searches.items():
+            rows = list(pictures) if len(self.prompts) == 1 else [index]
+            shown = [deviation.get(picture) for picture in rows]
+            word = self._settled_word(index, search, maps[rows], shown, final)
+            if word is not None:
+                heat[rows], usable[rows] = scaled_map(word_map(maps[rows], word.positions))
         self.heat = heat
         return cut_map(heat, usable, self.settings.mask_threshold), usable
+
+    def _check(self) -> None:
+        if self.recorder.error is not None:
+            raise self.recorder.error
 
     def _gather(self) -> None:
         """Set aside what the recorder holds: the next call shows other pictures."""
         maps = self.recorder.take()
         if maps is not None:
-            for picture, found in zip(self._shown, maps, strict=True):
-                self._maps.setdefault(picture, []).append(found)
+            self._maps.append((self._shown, maps))
 
-    def _take(self) -> Tensor | None:
-        """Mean maps [pictures, T, H, W] since the last time, zeros where a picture has none."""
+    def _take(self) -> list[tuple[list[int], Tensor]]:
+        """What was recorded since the last time, of the latest shape: pictures, and their maps."""
         self._gather()
-        gathered, self._maps = self._maps, {}
-        if not gathered:
-            return None
-        latest = list(gathered.values())[-1][-1]
-        maps = latest.new_zeros(self._count, *latest.shape)
-        for picture, found in gathered.items():
-            fitting = [one for one in found if one.shape == latest.shape]
-            if fitting:
-                maps[picture] = torch.stack(fitting).mean(0)
-        return maps
+        gathered, self._maps = self._maps, []
+        return [
+            (shown, maps) for shown, maps in gathered if maps.shape[1:] == gathered[-1][1].shape[1:]
+        ]
+
+    def _fetch(
+        self, taken: Sequence[tuple[list[int], Tensor]], searches: Iterable[_Search]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """What the searches look at, on the CPU.
+
+        Returns:
+            Mean maps [pictures, tokens, H, W], zeros where a picture has none; they end with the
+            last token that is wanted. The foreground unit's deviation [h, w] by picture, where it
+            is to be compared with.
+        """
+        compared = any(search.compares for search in searches)
+        known = self._deviation if compared else {}
+        deviations = {id(deviation): deviation for deviation, _rows in known.values()}
+        last = max((p for s in searches for word in s.words for p in word.positions), default=0)
+        found = fetched([*(maps[:, : last + 1] for _, maps in taken), *deviations.values()])
+        here = dict(zip(deviations, found[len(taken) :], strict=True))
+        maps = torch.zeros(self._count, *found[0].shape[1:])
+        for picture in range(self._count):
+            own = [
+                recorded[row]
+                for (shown, _), recorded in zip(taken, found, strict=False)
+                for row, owner in enumerate(shown)
+                if owner == picture
+            ]
+            if own:
+                maps[picture] = torch.stack(own).mean(0)
+        return maps, {n: here[id(all_)][rows].mean(0) for n, (all_, rows) in known.items()}
 
     def _why_unread(self, call: Call) -> str:
         """Why nothing was recorded in a step whose last call this was."""
@@ -206,23 +238,44 @@ class WordMask:
     def _undecided(self) -> bool:
         return not self._decided.keys() >= set(enumerate(self.prompts))
 
-    def _word(self, index: int, rows: slice, maps: Tensor, final: bool) -> Word | None:
+    def _search(self, index: int, tokens: int) -> _Search:
+        """The words to look for in maps of so many tokens."""
+        prompt = self.prompts[index]
+        if (index, prompt) in self._decided:
+            return _Search(_one(self._decided[index, prompt]))
+        problem = _problem(prompt, tokens)
+        if problem:
+            self.note(problem)
+            return _Search()
+        if self.settings.foreground_word:
+            return _Search(_one(self._named(prompt)))
+        if any(token.piece is None for token in prompt.tokens):
+            self.note("no automatic word with this text encoder: name one")
+            return _Search()
+        candidates = words(prompt)
+        # Where prompt editing has changed the rest, the foreground stays what it is.
+        kept = [word for word in candidates if word.text in self._settled.get(index, ())]
+        return _Search(tuple(kept[:1] or candidates), compares=not kept)
+
+    def _settled_word(
+        self,
+        index: int,
+        search: _Search,
+        maps: Tensor,
+        deviation: Sequence[Tensor | None],
+        final: bool,
+    ) -> Word | None:
         """The foreground word of a prompt; an automatic one is settled when injection begins."""
         prompt = self.prompts[index]
         if (index, prompt) in self._decided:
             self._words[index] = self._decided[index, prompt]
             return self._words[index]
-        named = bool(self.settings.foreground_word)
-        problem = _problem(prompt, maps)
-        if problem:
-            self.note(problem)
-            word = None
-        elif named:
-            word = self._named(prompt)
+        if search.compares:
+            word = self._automatic(search.words, maps, deviation, final)
         else:
-            word = self._automatic(index, rows, maps, final)
+            word = next(iter(search.words), None)
         settled = self._settled.setdefault(index, [])
-        if named or final:
+        if self.settings.foreground_word or final:
             self._words[index] = self._decided[index, prompt] = word
             if word is not None and word.text not in settled:
                 settled.append(word.text)
@@ -247,23 +300,20 @@ class WordMask:
             self.note(why_missing(prompt, word))
         return None
 
-    def _automatic(self, index: int, rows: slice, maps: Tensor, final: bool) -> Word | None:
-        prompt = self.prompts[index]
-        if any(token.piece is None for token in prompt.tokens):
-            self.note("no automatic word with this text encoder: name one")
-            return None
-        candidates = words(prompt)
-        # Where prompt editing has changed the rest, the foreground stays what it is.
-        kept = [word for word in candidates if word.text in self._settled.get(index, ())]
-        if kept:
-            return kept[0]
-        known = [self._deviation.get(picture) for picture in range(len(maps))[rows]]
-        like = next((deviation for deviation in known if deviation is not None), None)
+    def _automatic(
+        self,
+        candidates: Sequence[Word],
+        maps: Tensor,
+        deviation: Sequence[Tensor | None],
+        final: bool,
+    ) -> Word | None:
+        """The word whose maps [pictures, T, H, W] agree best with the unit's deviation."""
+        like = next((one for one in deviation if one is not None), None)
         best = None
         if candidates and like is not None:
             nothing = torch.zeros_like(like)
-            deviation = torch.stack([nothing if one is None else one for one in known])
-            best = best_word(maps[rows], candidates, deviation)
+            target = torch.stack([nothing if one is None else one for one in deviation])
+            best = best_word(maps, candidates, target)
         if best is not None:
             word, agreement = best
             if final:
@@ -280,9 +330,30 @@ class WordMask:
         return None
 
 
-def _problem(prompt: TokenizedPrompt, maps: Tensor) -> str:
-    """Why no word of this prompt can be looked for in these maps [pictures, T, H, W], or ""."""
+class _Search(NamedTuple):
+    """Words of a prompt to look for; `compares`: to find the best of them, else there is one."""
+
+    words: tuple[Word, ...] = ()
+    compares: bool = False
+
+
+def _one(word: Word | None) -> tuple[Word, ...]:
+    return () if word is None else (word,)
+
+
+def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in float32 on the CPU: an accelerator is asked once, however many they are."""
+    if len(tensors) == 1:
+        return [tensors[0].float().cpu()]
+    like = tensors[0].device
+    flat = torch.cat([tensor.to(like, torch.float32).flatten() for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _problem(prompt: TokenizedPrompt, tokens: int) -> str:
+    """Why no word of this prompt can be looked for in maps of so many tokens, or ""."""
     last = max((token.positions[-1] for token in prompt.tokens), default=0)
-    if last >= maps.shape[1]:
-        return f"the prompt's tokens go beyond the {maps.shape[1]} that the UNet gets: no mask"
+    if last >= tokens:
+        return f"the prompt's tokens go beyond the {tokens} that the UNet gets: no mask"
     return prompt.problem

@@ -1,4 +1,4 @@
-"""What a session is told: the units of a generation, each UNet call, and the sampler's steps."""
+"""The units of a generation and their roles, each UNet call, and the sampler's steps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from enum import Enum
 
 from torch import Tensor, nn
 
-from .attention import SelfAttention
+from .attention import AttentionForm, SelfAttention
 from .prompt import TokenizedPrompt
+from .settings import Settings, SettingsError, fields
 
 
 class Role(Enum):
@@ -48,6 +49,86 @@ class Unit:
     number: int | None = None
     role: Role = Role.BYSTANDER
     layers: list[SelfAttention] = field(default_factory=list, repr=False)
+
+
+def assign_roles(units: Sequence[Unit], settings: Settings, attention: AttentionForm) -> None:
+    """Give each unit its role, its number where it has none, and the layers to inject into.
+
+    Raises:
+        SettingsError: `foreground_unit` or `background_unit` names no eligible unit.
+    """
+    eligible = [unit for unit in units if unit.eligible]
+    for place, unit in enumerate(units):
+        if unit.number is None:
+            unit.number = place
+    for unit in eligible:
+        unit.role = Role.FUSED
+        unit.layers = attention.layers(unit.module)
+    behind = _named(eligible, "background_unit", settings)
+    others = [unit for unit in eligible if unit is not behind]
+    front = _named(eligible, "foreground_unit", settings) or (others[0] if others else None)
+    for unit in eligible if behind is None else [behind]:
+        unit.role = Role.BACKGROUND
+    if front is not None:
+        front.role = Role.FOREGROUND
+
+
+def _named(eligible: Sequence[Unit], setting: str, settings: Settings) -> Unit | None:
+    """The unit that a setting names by its number; None for "auto"."""
+    chosen = getattr(settings, setting)
+    if chosen == "auto":
+        return None
+    named = {unit.number or 0: unit for unit in eligible}
+    if chosen not in named:
+        raise SettingsError(setting, chosen, f"'auto' or one of {sorted(named)}")
+    return named[chosen]
+
+
+def in_front(units: Sequence[Unit]) -> Unit | None:
+    """The foreground unit."""
+    return next((unit for unit in units if unit.role is Role.FOREGROUND), None)
+
+
+def partners(units: Sequence[Unit], start_layer: int) -> list[SelfAttention]:
+    """The foreground unit's layers that injection asks for.
+
+    A start layer counts the background unit's own: of two ControlNets for one backbone, one may
+    have more layers than the other.
+    """
+    foreground = in_front(units)
+    wanted = {
+        layer.name
+        for unit in units
+        for layer in unit.layers
+        if unit.role is Role.BACKGROUND and layer.layer >= start_layer
+    }
+    return [layer for layer in foreground.layers if layer.name in wanted] if foreground else []
+
+
+def why_unreached(units: Sequence[Unit], start_layer: int) -> list[str]:
+    """Leave layers alone that hooks cannot reach; say why nothing is injected, whatever the mask.
+
+    Empty where something can be.
+    """
+    background = [unit for unit in units if unit.role is Role.BACKGROUND]
+    reasons = []
+    for unit in [*background, *filter(None, [in_front(units)])] if background else []:
+        reason = next((layer.unheard for layer in unit.layers if layer.unheard), "")
+        if reason:
+            unit.layers = [layer for layer in unit.layers if not layer.unheard]
+            reasons.append(f"the attention of {unit.name} {reason}: nothing is injected there")
+    if reasons or not background:
+        return reasons
+    last = max((layer.layer for unit in background for layer in unit.layers), default=-1)
+    if 0 <= last < start_layer:
+        label = fields()["start_layer"].label.lower()
+        return [f"the {label} is {start_layer}, beyond the last ({last}): nothing is injected"]
+    if in_front(units) is not None and not partners(units, start_layer):
+        return [
+            "the foreground and background units have no attention layer in common: "
+            "nothing is injected"
+        ]
+    return []
 
 
 @dataclass(frozen=True)

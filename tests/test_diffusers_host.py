@@ -68,7 +68,7 @@ def test_the_method_changes_the_picture_and_repeats_itself(pipe, changes):
     plain = call(pipe, changes)
     with cross_controlnet(pipe, FULL) as control:
         first = call(pipe, changes)
-        assert control.session.error is None
+        assert control.error is None
         second = call(pipe, changes)
     assert torch.equal(first, second)
     assert torch.isfinite(first).all()
@@ -83,7 +83,7 @@ def test_three_units_sum_in_the_pipelines_own_order(three):
         assert torch.equal(generate(three), plain)
     with cross_controlnet(three, {**FULL, "foreground_unit": 2}) as control:
         assert not torch.equal(generate(three), plain)
-        assert control.session.error is None
+        assert control.error is None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_sibling_pipelines(kind):
         assert torch.equal(generate(pipe, **arguments), plain)
     with cross_controlnet(pipe, FULL) as control:
         assert not torch.equal(generate(pipe, **arguments), plain)
-        assert control.session.error is None
+        assert control.error is None
         assert control.session.injected > 0
     assert torch.equal(generate(pipe, **arguments), plain)
 
@@ -171,8 +171,8 @@ def test_a_batch_of_two_prompts_equals_two_batches_of_one(pipe):
     settings = {"start_step": 1}
     with cross_controlnet(pipe, settings) as control:
         both = generate(pipe, prompts, latents=noise, image=conditions(batch=2))
-        assert control.session.usable.all()
-        assert len(control.session._word.chosen) == 2
+        assert control.session.place.usable.all()
+        assert len(control.session.place.word.chosen) == 2
         for row, prompt in enumerate(prompts):
             alone = generate(pipe, prompt, latents=noise[row : row + 1])
             torch.testing.assert_close(both[row], alone[0], rtol=1e-3, atol=1e-3)
@@ -186,7 +186,7 @@ def test_a_picture_without_its_word_is_left_out_of_injection(pipe):
         without = generate(pipe, prompts, latents=noise, image=image)
     with cross_controlnet(pipe, FULL) as control:
         ours = generate(pipe, prompts, latents=noise, image=image)
-    assert control.session.usable.tolist() == [True, False]
+    assert control.session.place.usable.tolist() == [True, False]
     assert "'star' is not in the prompt" in control.summary()
     assert not torch.allclose(ours[0], without[0])
     torch.testing.assert_close(ours[1], without[1], rtol=1e-4, atol=1e-4)
@@ -209,7 +209,7 @@ def test_embeddings_of_a_long_prompt_come_with_their_text(pipe):
 
 def chosen_word(control):
     """The foreground word of the latest generation's only prompt."""
-    (word,) = control.session._word._words.values()
+    (word,) = control.session.place.word._words.values()
     return word
 
 
@@ -227,9 +227,9 @@ def test_mask_sources(pipe):
         settings = {"mask_source": source, "mask_image": image, "start_step": 0}
         with cross_controlnet(pipe, settings) as control:
             results[source] = generate(pipe)
-        assert control.session.error is None
+        assert control.error is None
         assert control.session.injected == 4 * 4
-        results[source, "mask"] = control.session.mask
+        results[source, "mask"] = control.session.place.mask
     assert results["all", "mask"].all()
     assert results["image", "mask"][0, :, :10].all()
     assert not results["image", "mask"][0, :, 10:].any()
@@ -248,10 +248,10 @@ def test_the_mask_is_read_where_the_reduction_says(pipe, reduction, side):
     with cross_controlnet(pipe, settings) as control:
         generate(pipe)
     session = control.session
-    assert session.heat.shape == session.mask.shape == (1, side, side)
-    assert session.heat.min() == 0
-    assert session.heat.max() == 1
-    assert torch.equal(session.mask, session.heat >= 0.5)
+    assert session.place.heat.shape == session.place.mask.shape == (1, side, side)
+    assert session.place.heat.min() == 0
+    assert session.place.heat.max() == 1
+    assert torch.equal(session.place.mask, session.place.heat >= 0.5)
 
 
 def test_the_order_of_units_does_not_matter_but_their_roles_do(pipe):
@@ -273,7 +273,7 @@ def test_bfloat16(pipe):
     plain = generate(half)
     with cross_controlnet(half, FULL) as control:
         ours = generate(half)
-    assert control.session.error is None
+    assert control.error is None
     assert ours.dtype is torch.bfloat16
     assert torch.isfinite(ours).all()
     assert not torch.equal(ours, plain)
@@ -331,7 +331,7 @@ STAGES_OF_THE_METHOD = {
     "fusion": "lib_ccn.session.fuse_residuals",
     "mask": "lib_ccn.masking.scaled_map",
     "recorder": "lib_ccn.foreground.CrossAttentionRecorder._add",
-    "grid": "lib_ccn.session.resize_mask",
+    "grid": "lib_ccn.places.resize_mask",
     "rows": "lib_ccn.attention.Regions.groups",
     "prompt": "lib_ccn.hosts.diffusers.unet.tokenize",
 }

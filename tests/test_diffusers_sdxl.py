@@ -121,7 +121,7 @@ def test_injected_attention_is_equation_9(pipe):
         cross_controlnet(pipe, settings) as control,
     ):
         generate(pipe)
-    mask = control.session.mask
+    mask = control.session.place.mask
     assert 0 < mask.float().mean() < 1
     assert [layer.layer for layer in second.values()] == [0, 1, 2, 2, 3, 3, 4, 4]
     for name, layer in second.items():
@@ -165,7 +165,7 @@ def test_the_word_is_found_in_the_prompt_of_the_encoder_that_has_it(pipe):
         settings = {**FULL, "foreground_word": word, "strict": False}
         with cross_controlnet(pipe, settings) as control:
             generate(pipe, prompt, prompt_2=prompt_2)
-        (word,) = control.session._word._words.values()
+        (word,) = control.session.place.word._words.values()
         return word and word.positions
 
     assert position("a blue ring", None) == (3,)
@@ -192,7 +192,7 @@ def test_the_mask_has_a_quarter_of_the_latents_sides_at_any_size(pipe):
     for size, grid in (((32, 48), (4, 6)), ((40, 24), (5, 3))):
         with cross_controlnet(pipe, FULL) as control:
             generate(pipe, image=conditions(size=size))
-        assert control.session.mask.shape == (1, *grid)
+        assert control.session.place.mask.shape == (1, *grid)
 
 
 SIBLINGS = [
@@ -263,12 +263,12 @@ def test_perturbed_attention_guidance(changes):
         assert torch.equal(make(both), plain)
     for more in ({}, {"mask_source": "silhouette"}):
         with cross_controlnet(pipe, {**FULL, "mask_threshold": 0.5, **more}) as control:
-            ours, masks = make(both), control.session.mask
+            ours, masks = make(both), control.session.place.mask
             assert control.session.injected == 2 * 8
             assert not torch.equal(*masks)
             for row, mask, one in zip(rows, masks, ours, strict=True):
                 torch.testing.assert_close(make(row)[0], one, rtol=1e-3, atol=1e-3)
-                assert torch.equal(control.session.mask[0], mask)
+                assert torch.equal(control.session.place.mask[0], mask)
         assert not torch.allclose(ours, plain)
 
 

@@ -38,12 +38,12 @@ def steps_of(pipe, monkeypatch, **changes):
 
     def spy(self, call, active=None):
         own(self, call, active)
-        seen.append((call.step, self._injects))
+        seen.append((call.step, self._injects(call)))
 
     with monkeypatch.context() as patch, cross_controlnet(pipe, FULL) as control:
         patch.setattr(Session, "begin_call", spy)
         assert torch.isfinite(generate(pipe, **changes)).all()
-        assert control.session.error is None
+        assert control.error is None
     return seen
 
 

@@ -67,7 +67,7 @@ def test_pipelines_in_threads_over_the_same_networks(pipe):
         with cross_controlnet(pipes[number], settings[number]) as control:
             made = generate(pipes[number], **call)
         assert control.session is not None, control.summary()
-        assert control.session.error is None
+        assert control.error is None
         assert control.session.injected > 0
         return made
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from clip_like import encode, piece
 
+from benchmarks.counting import counting
 from lib_ccn.masking import WordMask
 from lib_ccn.prompt import TokenizedPrompt, tokenize
 from lib_ccn.settings import Settings
@@ -147,3 +148,21 @@ def test_a_prompt_without_words(watch, text):
     mask = watch("", [read(text)])
     a_step(mask, 5)
     assert watch.notes == ["the prompt has no word that can name the foreground: no mask"]
+
+
+@pytest.mark.parametrize("word", ["star", ""])
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_an_accelerator_is_waited_for_once_a_step(watch, word, pictures, monkeypatch):
+    monkeypatch.setattr("lib_ccn.masking.smoothed_deviation", lambda residual: residual.std(1))
+    prompts = [read("a red star over a blue field")] * pictures
+    mask = watch(word, prompts, pictures)
+    mask.recorder.maps = mask.recorder.maps.to("meta")
+    deviation = torch.ones(2 * pictures, 16, 8, 8, device="meta")
+    rows = [*range(pictures)] * 2
+    for step in range(3, 7):
+        mask.begin_call(Call(SIZE, step, rows, range(pictures)))
+        with counting() as counts:
+            mask.observe([deviation, deviation], rows)
+            assert not counts.waits
+            mask.next_mask(step + 1)
+        assert counts.waits.total() == 1

@@ -1,8 +1,5 @@
 """What is said of a generation is what was done in it."""
 
-import gc
-import logging
-import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +9,6 @@ from tiny import run_net
 
 import lib_ccn.outcome as outcome_module
 import lib_ccn.session as session_module
-from lib_ccn.errors import told, without_frames
 from lib_ccn.outcome import Account, Outcome, shares, spans
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings
@@ -175,22 +171,6 @@ def test_injection_alone_is_told_beside_the_sum(unet, nets):
     assert session.shortfalls == []
 
 
-def test_after_an_error_the_line_says_so(unet, nets):
-    session = a_session(unet, nets)
-    with session:
-        for step in range(3):
-            session.begin_call(Call(SIZE, step, [0, 0], [1]))
-            found = {u: session.run(u, lambda u=u: run_net(u.module)) for u in session.units}
-            if step == 1:
-                session._observe = lambda residuals: 1 / 0
-            session.fuse(found)
-    assert "pix+channel, delta 0.7, in 1 of 2 calls" in session.summary()
-    assert (
-        "stood aside after an error, the units are summed: ZeroDivisionError" in session.summary()
-    )
-    assert session.shortfalls == []
-
-
 @pytest.mark.parametrize(
     ("numbers", "text"),
     [
@@ -218,19 +198,19 @@ def test_the_layers_are_those_from_the_start_layer_on(unet, nets):
 @pytest.mark.parametrize(("given", "how"), [("", "star (automatic)"), ("star", "star (given)")])
 def test_the_word_is_told_with_how_it_was_chosen(unet, nets, given, how):
     session = a_session(unet, nets, mask_source="word", foreground_word=given)
-    session._word.chosen = {0: "star"}
-    session.mask = torch.tensor([[[True, False], [False, False]]])
-    session.usable = torch.tensor([True])
+    session.place.word.chosen = {0: "star"}
+    session.place.mask = torch.tensor([[[True, False], [False, False]]])
+    session.place.usable = torch.tensor([True])
     session.outcome.inject(1, 2, [0])
     assert f"mask from word {how}, 25 % of the picture in front" in session.summary()
 
 
 def test_a_picture_without_a_mask_has_no_share(unet, nets):
     session = a_session(unet, nets)
-    session.mask = torch.ones(3, 2, 2, dtype=torch.bool)
-    session.mask[1] = False
-    session.mask[2, 0] = False
-    session.usable = torch.tensor([True, False, True])
+    session.place.mask = torch.ones(3, 2, 2, dtype=torch.bool)
+    session.place.mask[1] = False
+    session.place.mask[2, 0] = False
+    session.place.usable = torch.tensor([True, False, True])
     assert session.account().fronts == [1, 0.5]
 
 
@@ -305,67 +285,3 @@ class TestJoined:
             assert joined.line().startswith("unit 0 (foreground)")
             assert joined.line().endswith("; the units are summed: oh no")
         assert aside.joined(aside).line() == aside.line() == "the units are summed: oh no"
-
-
-class Large:
-    """Stands for a tensor of the failed forward."""
-
-
-class Failing:
-    """A ControlNet whose first call runs out of memory, and which looks whether it has it back."""
-
-    def __init__(self, where):
-        self.where, self.held, self.back = where, None, None
-
-    def __call__(self):
-        if self.held is None:
-            large = Large()
-            self.held = weakref.ref(large)
-            try:
-                self.where(large)
-            except MemoryError as error:
-                raise RuntimeError("CUDA out of memory") from error
-        gc.collect()
-        self.back = self.held() is None
-        return [torch.zeros(1)]
-
-
-def at_once(large):
-    raise MemoryError
-
-
-def deep_down(large, depth=5):
-    return deep_down(large, depth - 1) if depth else at_once(large)
-
-
-@pytest.mark.parametrize("where", [at_once, deep_down])
-@pytest.mark.parametrize("place", [0, 1], ids=["captured", "injected"])
-def test_the_second_try_has_the_memory_of_the_first(unet, nets, where, place, caplog):
-    """A log that keeps its records holds nothing either."""
-    session = a_session(unet, nets, start_step=0)
-    failing = Failing(where)
-    with session, caplog.at_level(logging.WARNING):
-        session.begin_call(Call(SIZE, 0, [0, 0], [1]))
-        for unit in session.units:
-            forward = failing if unit is session.units[place] else lambda: run_net(nets[0])
-            session.run(unit, forward)
-    assert failing.back
-    assert isinstance(session.error, RuntimeError)
-    assert "CUDA out of memory" in caplog.text
-    assert "in at_once" in caplog.text, "the log has the traceback, as text"
-
-
-def test_an_error_is_kept_without_any_frame():
-    try:
-        try:
-            raise ValueError("first")
-        except ValueError as error:
-            raise KeyError("second") from error
-    except KeyError as error:
-        text, kept = told(error), without_frames(error)
-    assert "first" in text
-    assert "second" in text
-    assert kept.__traceback__ is None
-    assert kept.__cause__.__traceback__ is None
-    kept.__context__ = kept  # a ring does no harm
-    assert without_frames(kept) is kept

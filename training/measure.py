@@ -109,9 +109,9 @@ class Bench:
             )
         if control is None:
             return made, None
-        if control.session.error is not None:
-            raise control.session.error
-        return made, control.session.mask
+        if control.error is not None:
+            raise control.error
+        return made, control.session.place.mask
 
 
 def _reads_word(kind: Kind) -> bool:

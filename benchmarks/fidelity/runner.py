@@ -172,9 +172,9 @@ class Worker:
                 weighted(self.pipe, method.weight), batch, batch.conditions, on_step
             )
         session = control.session
-        if session is None or session.error is not None:
-            raise RunError(f"{method.title}: {None if session is None else session.error}")
-        mask = session.mask if control.settings.inject else None
+        if session is None or control.error is not None:
+            raise RunError(f"{method.title}: {control.error}")
+        mask = session.place.mask if control.settings.inject else None
         if mask is None or batch.object_mask is None:
             return made, [{} for _ in batch.seeds]
         # Sources differ in size; on the tokens of the word's map their rows can be compared.

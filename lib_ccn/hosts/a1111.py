@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..session import Session
+from ..session import Session, summed
 from ..units import Call, Role, Unit
 from . import controlnet_script
 from .controlnet_script import too_few
@@ -112,34 +110,34 @@ class Interception:
     def _unet_begins(self, _unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The UNet is called; its units will run in a moment, if any of them is active."""
         self._seen, self._fusing, self._place, self._call = {}, [], 0, None
-        with self._guarded():
-            begun = self.sampling.session is not None
-            session = self.sampling.begin(self.hook.model, self.units)
-            if session is None:
-                return
-            if not begun:
-                self._put_foreground_first()
-            session.end_call()
-            x = args[0] if args else kwargs.get("x")
-            if isinstance(x, Tensor) and x.ndim == 4:
-                pictures, rows = self._rows.next_call(len(x))
-                self._call = self.sampling.call((x.shape[-2], x.shape[-1]), pictures, rows)
+        x = args[0] if args else kwargs.get("x")
+        self.sampling.attempt(lambda: self._begin(x), lambda: None)
+
+    def _begin(self, x: Any) -> None:
+        begun = self.sampling.session is not None
+        session = self.sampling.begin(self.hook.model, self.units)
+        if session is None:
+            return
+        if not begun:
+            self._put_foreground_first()
+        session.end_call()
+        if isinstance(x, Tensor) and x.ndim == 4:
+            pictures, rows = self._rows.next_call(len(x))
+            self._call = self.sampling.call((x.shape[-2], x.shape[-1]), pictures, rows)
 
     def _run(self, model: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A unit's ControlNet runs; the first one in a call begins it."""
-        unit = None
-        session = self.sampling.session
-        with self._guarded():
-            if session is not None and self._call is not None:
-                if not self._fusing:
-                    self._begin_call(session, self._call)
-                unit = self._whose_turn(model)
-        if unit is None or session is None or self.sampling.aside is not None:
-            return own(*args, **kwargs)
-        result = missing = object()
-        with self._guarded():
-            result = session.run(unit, lambda: own(*args, **kwargs))
-        return own(*args, **kwargs) if result is missing else result
+        session, call = self.sampling.session, self._call
+        forward = functools.partial(own, *args, **kwargs)
+        if session is None or call is None:
+            return forward()
+
+        def ours() -> Any:
+            if not self._fusing:
+                self._begin_call(session, call)
+            return session.run(self._whose_turn(model), forward)
+
+        return self.sampling.attempt(ours, forward)
 
     def _residual(self, unit: Unit, own: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
         """A finished residual of `unit`; what is returned is added to the total."""
@@ -157,16 +155,13 @@ class Interception:
     def _fuse(self, last: list[Tensor]) -> None:
         """All residuals are here: those of the last unit become the fused ones, in place."""
         seen, self._seen = self._seen, {}
-        fused = None
-        with self._guarded():
-            session = self.sampling.session
-            if session is not None and self.sampling.aside is None:
-                fused = session.fuse(seen)
-        if fused is None:  # the units before have added nothing, so that the sum is made here
-            host_order = [seen[unit] for unit in self.units if unit in seen]
-            fused = [
-                functools.reduce(operator.add, layer) for layer in zip(*host_order, strict=True)
-            ]
+        session = self.sampling.session
+        assert session is not None
+        fused = self.sampling.attempt(
+            lambda: session.fuse(seen),
+            # The units before have added nothing, so that the sum is made here.
+            lambda: summed([seen[unit] for unit in self.units if unit in seen]),
+        )
         for target, source in zip(last, fused, strict=True):
             target.copy_(source)
 
@@ -177,14 +172,6 @@ class Interception:
             return own(*args, **kwargs)
         with session.paused():
             return own(*args, **kwargs)
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """What goes wrong inside is ours, and costs the fusion; with `strict` it is raised."""
-        try:
-            yield
-        except Exception as error:
-            self.sampling.fail(error)
 
     # How it is done
 

@@ -110,13 +110,10 @@ class FusedControlNets:
         `x_noisy` [rows, C, h, w]; reForge passes its transformer options as one more argument.
         """
         arguments = (x_noisy, t, cond, batched_number, *more)
-        try:
-            return self._fused(arguments, more[0] if more else self.head.transformer_options)
-        except Exception as error:
-            self.sampling.fail(error)
-        # If the error is the host's own, the host's own sum raises it again. It is made outside of
-        # the handler, where what the failed call held would still be in memory.
-        return self._sum(arguments)
+        options = more[0] if more else self.head.transformer_options
+        return self.sampling.attempt(
+            lambda: self._fused(arguments, options), lambda: self._sum(arguments)
+        )
 
     def _cleanup(self, own: Any) -> None:
         """The run is over."""
@@ -133,7 +130,7 @@ class FusedControlNets:
         if self.units is None:
             self.units = self._make_units()
         session = self.sampling.begin(self.unet, self.units)
-        if session is None or session.error is not None:
+        if session is None:
             return self._sum(arguments)
         pairs = dict(zip(self.units, self.controls, strict=True))
         active = [unit for unit in self.units if not _out_of_range(pairs[unit], t)]

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..errors import told, without_frames
 from ..outcome import Account
 from ..prompt import TokenizedPrompt
 from ..session import Session
-from ..settings import Settings, SettingsError, fields, page_message
+from ..settings import Settings, SettingsError, fields
 from ..units import Call, Unit
+from .guard import Guard, told
 from .prompts import PromptBook, Tokenizer, prompt_book
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _NOT_ASKED = "the WebUI ran no ControlNet unit, so nothing was fused"
 
 
 @dataclass(eq=False)
-class Sampling:
+class Sampling(Guard):
     """What is known when a WebUI is about to sample.
 
     Attributes:
@@ -95,18 +95,10 @@ class Sampling:
         return 2 if options.get("second_order", False) else 1
 
     def begin(self, unet: nn.Module, units: Sequence[Unit]) -> Session | None:
-        """The session, made at the first call; None once the method stands aside, or at the end.
-
-        Raises whatever went wrong with the setting `strict`.
-        """
-        if self.p is None:
-            return None
-        if self.session is None and self.aside is None:
-            try:
-                self.session = self._make_session(unet, units)
-            except Exception as error:
-                self.fail(error)
-        return self.session if self.aside is None else None
+        """The session, made at the first call; None at the end."""
+        if self.p is not None and self.session is None:
+            self.session = self._make_session(unet, units)
+        return None if self.p is None else self.session
 
     def _make_session(self, unet: nn.Module, units: Sequence[Unit]) -> Session:
         settings, notes = self._settings_for(units)
@@ -124,31 +116,9 @@ class Sampling:
                 session.note(text)
         return session
 
-    def fail(self, error: Exception) -> None:
-        """Stand aside because of an error; with the setting `strict`, raise it.
-
-        What an adapter has put in front of the host stays until the run ends: the host may be in
-        the middle of a call.
-        """
-        if self.session is not None:
-            self.session.ended_early = True
-        self._close_session()
-        if self.settings.strict:
-            self.error = error
-            raise error
-        if self.aside is None:
-            known = isinstance(error, SettingsError)
-            kind = "" if known else f"{type(error).__name__}: "
-            self.aside = kind + page_message(error)
-            cause = "" if known else f"\n{told(error)}"
-            log.warning("Cross-ControlNet stands aside: %s%s", self.aside, cause)
-            self.error = without_frames(error)
-
     def account(self) -> Account:
         """What was done in this run."""
-        if self.aside is not None:
-            return Account(notes=[f"the units are summed: {self.aside}"])
-        return Account(notes=[_NOT_ASKED]) if self.session is None else self.session.account()
+        return super().account() or Account(notes=[_NOT_ASKED])
 
     def notes(self) -> list[str]:
         """What the user is to be told of this run."""
@@ -288,11 +258,11 @@ class Sampling:
 
     def failed_with(self, error: Exception) -> bool:
         """Whether this exception came out of the method, and not out of the host."""
-        return error is self.error or (self.session is not None and error is self.session.error)
+        return error is self.error
 
     def close(self) -> None:
         """Undo everything; may be repeated."""
-        self._close_session()
+        self.close_session()
         while self.on_close:
             _quietly(self.on_close.pop())
 
@@ -301,11 +271,12 @@ class Sampling:
         self.close()
         self.p = self.cond = self._book = None
 
-    def _close_session(self) -> None:
+    def close_session(self) -> None:
+        """Take away what the session has put into the host's networks; may be repeated."""
         self.interrupted |= _is_interrupted()
         if self.session is not None:
             self.session.ended_early |= self.interrupted
-            _quietly(self.session.close)
+            _quietly(super().close_session)
 
 
 def _quietly(undo: Callable[[], None]) -> None:

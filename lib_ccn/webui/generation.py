@@ -309,7 +309,7 @@ class Generation:
             session = sampling.session
             if session is not None:
                 self.result.take(session, sampling.pictures)
-                self._write_words([showable(word) for word in session.words(sampling.pictures)])
+                self._write_words(session.place.words(sampling.pictures))
         self._comment(before)
         for sampling in self._samplings:
             refusal = None if sampling.needless else sampling.refusal(sufficed)
@@ -330,7 +330,7 @@ class Generation:
             return
         first = int(getattr(self.p, "iteration", 0)) * int(self.p.batch_size)
         self._words += [""] * (first + len(words) - len(self._words))
-        self._words[first : first + len(words)] = words
+        self._words[first : first + len(words)] = map(showable, words)
         several = len(set(self._words)) > 1
         self.p.extra_generation_params[WORD] = list(self._words) if several else self._words[0]
 

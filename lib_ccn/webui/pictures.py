@@ -51,9 +51,9 @@ class Result:
     def take(self, session: Session, pictures: int) -> None:
         """Take it from a run that is over; of a hires pass, what is not there stays the first's."""
         self.pictures = pictures
-        if session.mask is not None and session.usable is not None:
-            masks = session.mask.expand(pictures, -1, -1)
-            usable = session.usable.expand(pictures).tolist()
+        if session.place.mask is not None and session.place.usable is not None:
+            masks = session.place.mask.expand(pictures, -1, -1)
+            usable = session.place.usable.expand(pictures).tolist()
             found = [mask if known else None for mask, known in zip(masks, usable, strict=True)]
             self.masks = found if any(usable) else self.masks
         if session.winners is not None:

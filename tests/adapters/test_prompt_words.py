@@ -206,7 +206,7 @@ class TestInARun:
     )
     def test_a_word_of_some_steps_is_not_refused(self, monkeypatch, strict, text, steps):
         if strict:  # units without attention are refused then, which is another matter
-            monkeypatch.setattr("lib_ccn.session.Session._note_layers", lambda session: None)
+            monkeypatch.setattr("lib_ccn.session.why_unreached", lambda units, start_layer: [])
         cond = conditioning([[(10, 1), (20, 2)]])
         notes = self.begin(monkeypatch, [text], cond, strict=strict)
         assert notes == [f"word 'star' is in the prompt in {steps} only"]

@@ -2,6 +2,7 @@
 
 import re
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -118,7 +119,8 @@ class TestSampling:
             sampling.p.sd_model = SimpleNamespace()
             sampling.settings = Settings(inject=False, foreground_unit=0)
             units = [Unit(torch.nn.Module(), number=number) for number in numbers]
-            assert sampling.begin(torch.nn.Module(), units) is None
+            begin = partial(sampling.begin, torch.nn.Module(), units)
+            assert sampling.attempt(begin, lambda: None) is None
             assert re.search(allowed, sampling.aside)
 
     def test_errors_are_kept_or_raised(self):
@@ -244,7 +246,8 @@ class TestSecondTries:
         assert ask(node.head)["output"][0].unique().item() == 4.0
         assert node.head.back
         assert sampling.aside == "RuntimeError: CUDA out of memory"
-        assert sampling.account().line() == "the units are summed: RuntimeError: CUDA out of memory"
+        said = "the units are summed: RuntimeError: CUDA out of memory"
+        assert sampling.account().line() == f"stood aside after an error, {said}"
 
 
 class TestInFront:

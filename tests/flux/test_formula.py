@@ -99,7 +99,7 @@ def test_injected_attention_is_equation_9(pipe, source):
     settings = {**WORD, "mask_source": source, "start_layer": 1}
     with dumped(first) as one, dumped(second) as two, cross_controlnet(pipe, settings) as control:
         generate(pipe)
-    mask = resize_mask(control.session.mask, (8, 8))[0]
+    mask = resize_mask(control.session.place.mask, (8, 8))[0]
     assert mask.all() if source == "all" else 0 < mask.float().mean() < 1
     for number, (name, module) in enumerate(second.items()):
         (given, out), (given1, _) = two[name], one[name]
@@ -195,4 +195,4 @@ def test_what_is_captured_is_bounded_and_let_go(pipe, monkeypatch):
     assert sizes[0] == 0
     assert 2 * layers * tokens * channels * word < sizes[1]
     assert sizes[1] <= 2 * layers * (text + tokens) * channels * word
-    assert not control.session._regions
+    assert not control.session.place._regions

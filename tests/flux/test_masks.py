@@ -20,7 +20,7 @@ pytestmark = MARKS
 
 def chosen_word(control):
     """The foreground word of the latest generation's only prompt."""
-    (word,) = control.session._word._words.values()
+    (word,) = control.session.place.word._words.values()
     return word
 
 
@@ -52,11 +52,11 @@ def test_the_negative_prompts_pass_is_not_read(pipe, monkeypatch):
     )
     with cross_controlnet(pipe, WORD) as control:
         generate(pipe)
-        once, heat = len(added), control.session.heat
+        once, heat = len(added), control.session.place.heat
         generate(pipe, negative_prompt="a star in blue water", true_cfg_scale=3.0)
     assert once == 3 * 3, "three double-stream blocks in each of three steps"
     assert len(added) == 2 * once
-    assert not torch.equal(control.session.heat, heat), "the picture itself became another"
+    assert not torch.equal(control.session.place.heat, heat), "the picture itself became another"
 
 
 def test_defaults_are_the_papers_where_a_mapping_is_silent(pipe):
@@ -127,7 +127,7 @@ def test_mask_sources(pipe):
     for source in ("all", "silhouette", "word"):
         with cross_controlnet(pipe, {**WORD, "mask_source": source}) as control:
             results[source] = generate(pipe, control_image=conditions(size=(32, 40)))
-        results[source, "mask"] = control.session.mask
+        results[source, "mask"] = control.session.place.mask
     assert results["all", "mask"].all()
     square = results["silhouette", "mask"][0].nonzero()
     assert square.amin(0).tolist() == pytest.approx([2, 2], abs=1)

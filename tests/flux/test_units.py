@@ -71,7 +71,7 @@ def test_a_mode_token_of_one_unit_alone_does_not_shift_the_image():
     modules = {"one": first.module, "two": second.module}
     with dumped(modules) as seen, cross_controlnet(pipe, WORD) as control:
         generate(pipe, control_mode=[None, 2])
-    mask = resize_mask(control.session.mask, (8, 8))[0]
+    mask = resize_mask(control.session.place.mask, (8, 8))[0]
     (given, (image, text)), (given1, _) = seen["two"], seen["one"]
     assert given["encoder_hidden_states"].shape[1] == 17
     want, want_text = joint_attention_oracle(second.module, first.module, given, given1, mask)
@@ -99,7 +99,7 @@ def test_units_of_unlike_depth_are_what_the_host_makes_of_them(blocks, shared):
         assert torch.equal(generate(pipe), plain)
     with cross_controlnet(pipe, FULL) as control:
         assert torch.isfinite(generate(pipe)).all()
-    assert control.session.error is None
+    assert control.error is None
     assert control.session.injected == 2 * shared, "two steps; a block without a partner is let be"
     assert ("no attention layer in common" in control.summary()) == (shared == 0)
 

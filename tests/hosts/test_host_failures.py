@@ -12,7 +12,7 @@ PLACES = [
     ("lib_ccn.session:fuse_residuals", 1, False),
     ("lib_ccn.session:Session.__init__", 0, True),
     ("lib_ccn.session:Session.begin_call", 0, True),
-    ("lib_ccn.session:Session._begin", 0, True),
+    ("lib_ccn.places:Place.begin_step", 0, True),
     ("lib_ccn.session:Session.run", 0, True),
     ("lib_ccn.session:Session.fuse", 0, True),
     ("lib_ccn.session:Session.fuse", 1, False),

@@ -33,6 +33,14 @@ class Host:
         return self.answers.get(sampling.hires)
 
 
+def a_place(words=lambda pictures: [""] * pictures):
+    return SimpleNamespace(
+        mask=torch.ones(1, 2, 2, dtype=torch.bool),
+        usable=torch.ones(1, dtype=torch.bool),
+        words=words,
+    )
+
+
 class P:
     """A processing object; `sample` does what a WebUI does around a run."""
 
@@ -54,14 +62,11 @@ class P:
         if sampling and sampling.aside is None:
             session = SimpleNamespace(
                 notes=[],
-                error=None,
-                mask=torch.ones(1, 2, 2, dtype=torch.bool),
-                usable=torch.ones(1, dtype=torch.bool),
+                place=a_place(),
                 shortfalls=[],
                 ended_early=False,
                 outcome=Outcome(Settings()),
                 winners=None,
-                words=lambda pictures: [""] * pictures,
                 close=lambda: None,
             )
             session.account = lambda: Account(notes=session.notes or ["all well"])
@@ -218,7 +223,7 @@ class TestWhatIsSaid:
 
     def test_the_automatic_word_is_written(self, host, monkeypatch):
         p = P(Generations())
-        word = {"words": lambda pictures: ["red (automatic)"] * pictures}
+        word = {"place": a_place(lambda pictures: ["red (automatic)"] * pictures)}
         with_sessions(monkeypatch, p, word, {})
         generate(p, a_request())
         assert p.extra_generation_params[WORD] == "red (automatic)"
@@ -232,8 +237,8 @@ class TestWhatIsSaid:
         with_sessions(
             monkeypatch,
             p,
-            {"words": lambda pictures: ["red (automatic)", ""]},
-            {"words": lambda pictures: ["red (automatic)", "blue (automatic)"]},
+            {"place": a_place(lambda pictures: ["red (automatic)", ""])},
+            {"place": a_place(lambda pictures: ["red (automatic)", "blue (automatic)"])},
         )
         for p.iteration in range(2):
             p.sample()
@@ -242,7 +247,7 @@ class TestWhatIsSaid:
 
     def test_a_given_word_stands_there_already(self, host, monkeypatch):
         p = P(Generations())
-        with_sessions(monkeypatch, p, {"words": lambda pictures: ["star"]})
+        with_sessions(monkeypatch, p, {"place": a_place(lambda pictures: ["star"])})
         generate(p, a_request(foreground_word="star"))
         assert p.extra_generation_params[WORD] is None
         assert p.extra_generation_params["CCN foreground word"] == "star"

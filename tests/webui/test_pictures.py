@@ -175,7 +175,8 @@ class TestResult:
             winners._latest = {0: (3, decision.units, maps), 1: (3, decision.units, maps)}
         outcome = Outcome(Settings(**settings), calls=1, fused=int(decided))
         usable = None if mask is None else mask.any(-1).any(-1)
-        return SimpleNamespace(mask=mask, usable=usable, winners=winners, outcome=outcome)
+        place = SimpleNamespace(mask=mask, usable=usable)
+        return SimpleNamespace(place=place, winners=winners, outcome=outcome)
 
     @pytest.mark.parametrize(
         ("mask", "decided", "settings", "panels", "said"),

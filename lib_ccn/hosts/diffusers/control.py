@@ -43,6 +43,11 @@ class CrossControlNet:
         """Of the generation that began last; None before its first step."""
         return None if self._latest is None else self._latest.session
 
+    @property
+    def error(self) -> Exception | None:
+        """What made the method stand aside in the generation that began last, if anything did."""
+        return None if self._latest is None else self._latest.error
+
     def summary(self) -> str:
         """What was done in the generation that began last, in one line."""
         return "no generation yet" if self._latest is None else self._latest.summary()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,20 +16,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import told
 from ...hooks import COMPILED, answered, in_this_thread, is_compiled
 from ...prompt import Sought, TokenizedPrompt, find_word, why_missing
 from ...session import Session
 from ...settings import Settings, SettingsError
 from ...units import StepClock, Unit
-
-log = logging.getLogger(__name__)
+from ..guard import Guard
 
 _CALLBACK = "callback_on_step_end"
 _CALLBACKS = (_CALLBACK, "callback")
 
 
-class Generation(ABC):
+class Generation(Guard, ABC):
     """One call of a pipeline, from its beginning to its end.
 
     Args:
@@ -62,7 +59,6 @@ class Generation(ABC):
         self._clock: StepClock | None = None
         self._timestep: Any = None
         self._given: dict[str, Any] | None = None
-        self._aside = ""
 
     def run(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's call.
@@ -88,10 +84,10 @@ class Generation(ABC):
 
     def summary(self) -> str:
         """What was done, in one line."""
-        if self.session is None and not self._aside:
+        account = self.account()
+        if account is None:
             return "nothing was done: the pipeline did not come to its ControlNets"
-        done = "" if self.session is None else self.session.summary()
-        return "; ".join(filter(None, (self._aside, done)))
+        return account.line()
 
     # What is put in front of the pipeline's own methods
 
@@ -141,42 +137,37 @@ class Generation(ABC):
 
     def controlnets(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The ControlNets' turn: run each as the host would, return the fused residuals."""
-        begun = None if self._aside else self._begun(args, kwargs)
-        if begun is None:
+        made = self.attempt(lambda: self._made(args, kwargs), lambda: None)
+        if made is None:
             return own(*args, **kwargs)
-        session, active, arguments = begun
-        if session.error is not None or len(active) < 2:
-            return own(*args, **kwargs)
-        outputs = {
-            unit: session.run(unit, active[unit]) for unit in session.running_order(list(active))
-        }
-        result = self.fused(session, outputs, arguments)
+        result, session, outputs = made
         if self._on_fused is not None:
             self._on_fused(session, outputs)
         return result
 
-    def _begun(
-        self, args: Any, kwargs: Any
-    ) -> tuple[Session, dict[Unit, Callable[[], Any]], dict[str, Any]] | None:
-        """The session, told of this call, and who takes part; None where we stand aside."""
-        try:
-            nets = several(self.pipe)
-            # The class's, because a compiled one has no signature.
-            given = inspect.signature(type(nets).forward).bind(nets, *args, **kwargs)
-            given.apply_defaults()
-            arguments = dict(given.arguments)
-            del arguments["self"]
-            arguments.update(arguments.pop("kwargs", {}))
-            self._tick(arguments["timestep"])
-            return *self.begin(arguments), arguments
-        except SettingsError:
-            raise
-        except Exception as error:
-            if self.settings.strict:
-                raise
-            self._aside = f"stood aside, the units are summed: {type(error).__name__}: {error}"
-            log.warning("Cross-ControlNet %s\n%s", self._aside, told(error))
+    def _made(self, args: Any, kwargs: Any) -> tuple[Any, Session, dict[Unit, Any]] | None:
+        """The fused residuals, and those of each unit; None where there is nothing to fuse."""
+        nets = several(self.pipe)
+        # The class's, because a compiled one has no signature.
+        given = inspect.signature(type(nets).forward).bind(nets, *args, **kwargs)
+        given.apply_defaults()
+        arguments = dict(given.arguments)
+        del arguments["self"]
+        arguments.update(arguments.pop("kwargs", {}))
+        self._tick(arguments["timestep"])
+        session, active = self.begin(arguments)
+        if len(active) < 2:
             return None
+        outputs = {
+            unit: session.run(unit, active[unit]) for unit in session.running_order(list(active))
+        }
+        return self.fused(session, outputs, arguments), session, outputs
+
+    def fail(self, error: Exception) -> None:
+        """Stand aside because of an error; a setting that is refused is always raised."""
+        if isinstance(error, SettingsError):
+            raise error
+        super().fail(error)
 
     # What a family knows
 
@@ -276,7 +267,7 @@ class Generation(ABC):
 
     def _close(self, early: bool) -> None:
         if self.session is not None:
-            self.session.ended_early = early
+            self.session.ended_early |= early
             self.session.close()
 
     def _check_done(self) -> None:
