@@ -1,4 +1,4 @@
-"""Hooks on what others use too: they act in the thread that set them, and leave nothing.
+"""Hooks on what others use too, and functions in front of their methods: they leave nothing.
 
 Pipelines share their networks with others, in other threads too, whose calls are none of ours.
 Only torch is imported.
@@ -37,30 +37,74 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def answered(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
-    """`owner.name(...)` is `answer(own, ...)` inside, in this thread; then all is as it was.
-
-    `own` is the method that was there before. Several threads may do it to one object at a time
-    and end in any order.
-    """
-    with _CHAINS:
-        ours = _Answered(owner, name, answer)
-        owner.__dict__[name] = ours
+    """`owner.name(...)` is `answer(own, ...)` inside, in this thread; see `put_in_front`."""
+    undo = put_in_front(owner, name, answer, thread=threading.get_ident())
     try:
         yield
     finally:
+        undo()
+
+
+def put_in_front(
+    owner: Any,
+    name: str,
+    ours: Callable[..., Any],
+    *,
+    thread: int | None = None,
+    stays: bool = False,
+) -> Callable[[], None]:
+    """From now on `owner.name(...)` calls `ours(own, ...)`; other instances are not touched.
+
+    Several may do it to one object, in other threads too, and undo it in any order.
+
+    Args:
+        owner: the object whose method it is.
+        name: of the method.
+        ours: gets the method as it was before, and its arguments.
+        thread: others get the method as it was; None: `ours` is for all.
+        stays: `ours` knows by itself when it has nothing to do: it goes on being called where
+            somebody else keeps it.
+
+    Returns:
+        What undoes it. If somebody else has put theirs in front of ours in the meantime, theirs
+        stays, and ours only steps aside.
+    """
+    with _CHAINS:
+        link = _InFront(owner, name, ours, thread)
+        owner.__dict__[name] = link
+
+    def undo() -> None:
         with _CHAINS:
-            ours.take_out()
+            link.take_out(stays)
+
+    return undo
 
 
-class _Answered:
-    """A method with an answer in front of it; `behind` is what the object itself had, or None."""
+def is_in_front(owner: Any, name: str) -> bool:
+    """Whether `owner.name(...)` calls a function of ours first."""
+    return bool(getattr(getattr(owner, name, None), "is_cross_controlnet", False))
 
-    def __init__(self, owner: Any, name: str, answer: Callable[..., Any]) -> None:
+
+def free_copy(owner: Any, name: str) -> None:
+    """Take from a copied object what was put in front of the original's method.
+
+    A copy has the original's attributes; with ours among them it would call the original.
+    """
+    found = owner.__dict__.get(name)
+    if isinstance(found, _InFront) and found.owner is not owner:
+        found.restore(owner)
+
+
+class _InFront:
+    """A method with ours in front of it; `behind` is what the object itself had, or None."""
+
+    def __init__(self, owner: Any, name: str, ours: Callable[..., Any], thread: int | None) -> None:
         self.owner = owner
         self.name = name
-        self.answer = answer
+        self.ours = ours
+        self.thread = thread
         self.behind = owner.__dict__.get(name)
-        self.thread = threading.get_ident()
+        self.is_cross_controlnet = self.is_called = True
         update_wrapper(self, self.own, updated=())  # for whoever asks for its signature
 
     @property
@@ -71,22 +115,31 @@ class _Answered:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self.own
-        if threading.get_ident() != self.thread:
+        if not self.is_called or self.thread not in (None, threading.get_ident()):
             return own(*args, **kwargs)
-        return self.answer(own, *args, **kwargs)
+        return self.ours(own, *args, **kwargs)
 
-    def take_out(self) -> None:
+    def __deepcopy__(self, _memo: Any) -> _InFront:
+        return self  # as functions are: a copied owner has the original's
+
+    def take_out(self, stays: bool) -> None:
         """Leave the object's chain of such methods, wherever in it."""
-        own = self.owner.__dict__
-        ahead = own.get(self.name)
-        while isinstance(ahead, _Answered) and ahead is not self and ahead.behind is not self:
+        self.is_cross_controlnet, self.is_called = False, stays
+        ahead = self.owner.__dict__.get(self.name)
+        if ahead is self:
+            self.restore(self.owner)
+            return
+        while isinstance(ahead, _InFront) and ahead.behind is not self:
             ahead = ahead.behind
-        if isinstance(ahead, _Answered) and ahead.behind is self:
+        if isinstance(ahead, _InFront):
             ahead.behind = self.behind
-        elif self.behind is None:
-            own.pop(self.name, None)
+
+    def restore(self, owner: Any) -> None:
+        """Give an object what it had itself."""
+        if self.behind is None:
+            del owner.__dict__[self.name]
         else:
-            own[self.name] = self.behind
+            owner.__dict__[self.name] = self.behind
 
 
 class AttentionCalls(TorchFunctionMode):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lib_ccn.foreground import CrossAttentionRecorder
-from lib_ccn.hooks import answered, compiled_within, in_this_thread
+from lib_ccn.hooks import answered, compiled_within, free_copy, in_this_thread, put_in_front
 
 
 class Greeter:
@@ -96,3 +96,55 @@ def test_what_compilation_took_in():
     assert not compiled_within(network[0])
     wrapped = torch.compile(copy.copy(network), backend="eager")
     assert compiled_within(wrapped) >= {network[0], inner}
+
+
+class TestInFront:
+    class Owner:
+        def greet(self, name):
+            return f"hello {name}"
+
+    def test_is_undone(self):
+        owner = self.Owner()
+        undo = put_in_front(owner, "greet", lambda own, name: own(name) + "!")
+        assert owner.greet("you") == "hello you!"
+        assert self.Owner().greet("you") == "hello you", "only this instance"
+        undo()
+        assert owner.greet("you") == "hello you"
+        assert owner.__dict__ == {}
+
+    def test_what_was_there_comes_back(self):
+        owner = self.Owner()
+        owner.greet = theirs = lambda name: "hi"
+        put_in_front(owner, "greet", lambda own, name: own(name) + "!")()
+        assert owner.greet is theirs
+
+    def test_what_others_put_over_it_stays(self):
+        owner = self.Owner()
+        undo = put_in_front(owner, "greet", lambda own, name: own(name) + "!")
+        ours = owner.greet
+        owner.greet = theirs = lambda name: ours(name) + "?"
+        undo()
+        assert owner.greet is theirs
+        assert owner.greet("you") == "hello you?"
+
+    def test_what_stays_goes_on_behind_others(self):
+        owner = self.Owner()
+        undo = put_in_front(owner, "greet", lambda own, name: own(name) + "!", stays=True)
+        ours = owner.greet
+        owner.greet = lambda name: ours(name) + "?"
+        undo()
+        assert owner.greet("you") == "hello you!?"
+        del owner.greet
+        put_in_front(owner, "greet", lambda own, name: own(name) + "!", stays=True)()
+        assert owner.greet("you") == "hello you"
+
+    def test_a_copy_of_the_owner_is_freed(self):
+        owner = self.Owner()
+        put_in_front(owner, "greet", lambda own, name: own(name) + "!")
+        for one in (copy.copy(owner), copy.deepcopy(owner)):
+            assert one.greet is owner.greet
+            free_copy(one, "greet")
+            assert one.greet("you") == "hello you"
+            assert one.__dict__ == {}
+        free_copy(owner, "greet")
+        assert owner.greet("you") == "hello you!"

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..hooks import put_in_front
 from ..session import Session, summed
 from ..units import Call, Role, Unit
 from . import controlnet_script
 from .controlnet_script import too_few
-from .in_front import put_in_front
 from .sampling import Sampling
 
 log = logging.getLogger(__name__)

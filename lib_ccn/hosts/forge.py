@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..hooks import is_in_front, put_in_front
 from ..units import Call, Unit
 from . import controlnet_script
 from .controlnet_script import too_few
-from .in_front import is_in_front, put_in_front
 from .sampling import Sampling
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ..hooks import free_copy, put_in_front
 from ..hosts import a1111, forge
-from ..hosts.in_front import free_copy, put_in_front
 from ..hosts.sampling import Sampling
 from ..images import decode_mask
 from ..outcome import Account

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
+from lib_ccn.hooks import is_in_front
 from lib_ccn.hosts.forge import FusedControlNets, _list, attach
-from lib_ccn.hosts.in_front import is_in_front
 from lib_ccn.settings import Settings
 
 from .stand_ins import Control, a_sampling, ask, chain, walk

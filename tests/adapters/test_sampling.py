@@ -11,7 +11,6 @@ import torch
 import lib_ccn.hosts.sampling as sampling_module
 from lib_ccn.hosts.a1111 import RowClock
 from lib_ccn.hosts.forge import FusedControlNets
-from lib_ccn.hosts.in_front import put_in_front
 from lib_ccn.prompt import Token, TokenizedPrompt
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.units import Role, Unit
@@ -248,44 +247,3 @@ class TestSecondTries:
         assert sampling.aside == "RuntimeError: CUDA out of memory"
         said = "the units are summed: RuntimeError: CUDA out of memory"
         assert sampling.account().line() == f"stood aside after an error, {said}"
-
-
-class TestInFront:
-    class Owner:
-        def greet(self, name):
-            return f"hello {name}"
-
-    def test_is_undone(self):
-        owner = self.Owner()
-        undo = put_in_front(owner, "greet", lambda own, name: own(name) + "!")
-        assert owner.greet("you") == "hello you!"
-        assert self.Owner().greet("you") == "hello you", "only this instance"
-        undo()
-        assert owner.greet("you") == "hello you"
-        assert owner.__dict__ == {}
-
-    def test_what_was_there_comes_back(self):
-        owner = self.Owner()
-        owner.greet = theirs = lambda name: "hi"
-        put_in_front(owner, "greet", lambda own, name: own(name) + "!")()
-        assert owner.greet is theirs
-
-    def test_what_others_put_over_it_stays(self):
-        owner = self.Owner()
-        undo = put_in_front(owner, "greet", lambda own, name: own(name) + "!")
-        ours = owner.greet
-        owner.greet = theirs = lambda name: ours(name) + "?"
-        undo()
-        assert owner.greet is theirs
-        assert owner.greet("you") == "hello you?"
-
-    def test_what_stays_goes_on_behind_others(self):
-        owner = self.Owner()
-        undo = put_in_front(owner, "greet", lambda own, name: own(name) + "!", stays=True)
-        ours = owner.greet
-        owner.greet = lambda name: ours(name) + "?"
-        undo()
-        assert owner.greet("you") == "hello you!?"
-        del owner.greet
-        put_in_front(owner, "greet", lambda own, name: own(name) + "!", stays=True)()
-        assert owner.greet("you") == "hello you"
