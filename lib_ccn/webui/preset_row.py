@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import html
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -15,8 +17,11 @@ from .arguments import plain_value
 from .infotext import page_value
 from .presets import METHOD, SCENE, PresetError, PresetStore
 
-# Answers at once, without the WebUI's queue of generations.
-QUICK: dict[str, Any] = {"queue": False, "show_progress": False}
+log = logging.getLogger(__name__)
+
+# Answers at once, without the WebUI's queue of generations. Values come as the browser sends them:
+# gradio would refuse some with an error box of its own.
+QUICK: dict[str, Any] = {"queue": False, "show_progress": False, "preprocess": False}
 
 
 class PresetRow:
@@ -74,13 +79,9 @@ class PresetRow:
         names, components = list(controls), list(controls.values())
 
         def load(preset: str | None) -> list[Any]:
-            keep = [gr.update() for _ in names]
             if not preset:
-                return [_said(""), *keep]
-            try:
-                values = self._store.load(preset)
-            except PresetError as error:
-                return [_said(error), *keep]
+                return [_said(""), *(gr.update() for _ in names)]
+            values = self._store.load(preset)
             shown = [
                 gr.update(value=page_value(name, values[name])) if name in values else gr.update()
                 for name in names
@@ -92,10 +93,7 @@ class PresetRow:
             if not name:
                 return [_said("Type a name for the preset first."), gr.update(), gr.update()]
             given = {k: plain_value(k, v) for k, v in zip(names, values, strict=True)}
-            try:
-                saved = self._store.save(name, given)
-            except (PresetError, SettingsError) as error:
-                return [_said(page_message(error)), gr.update(), gr.update()]
+            saved = self._store.save(name, given)
             instead = f" in place of {shown_value(saved.replaced)}" if saved.replaced else ""
             said = _said(f"Saved {shown_value(saved.name)}{instead}.")
             return [said, self._choices(saved.name), gr.update(value="")]
@@ -107,46 +105,37 @@ class PresetRow:
             # What stands on the page is what was asked: any other message takes it back.
             if self._is_saved(preset) and message != question["value"]:
                 return [question, gr.update()]
-            try:
-                self._store.delete(preset)
-            except PresetError as error:
-                return [_said(error), gr.update()]
+            self._store.delete(preset)
             return [_said(f"Deleted {shown_value(preset)}."), self._choices(None)]
 
         def refresh(preset: str | None) -> list[Any]:
-            return [gr.update(choices=self._store.names()), self._at_rest(preset)]
+            return [self._at_rest(preset), gr.update(choices=self._store.names())]
 
         def begin(*values: Any) -> list[Any]:
             every = self._store.all()
             fitting = next((one.name for one in every if fits(one.settings, values)), None)
-            return [self._choices(fitting), self._at_rest(fitting)]
+            return [self._at_rest(fitting), self._choices(fitting)]
 
-        def compare(preset: str | None, *values: Any) -> Any:
+        def compare(preset: str | None, *values: Any) -> list[Any]:
             try:
                 changed = bool(preset) and not fits(self._store.load(str(preset)), values)
             except PresetError:
                 changed = False
-            return _said("changed" if changed else "")
+            return [_said("changed" if changed else "")]
 
         def fits(settings: Mapping[str, Any], values: Sequence[Any]) -> bool:
             shown = dict(zip(names, values, strict=True))
             return all(_setting(name, shown[name]) == settings[name] for name in settings)
 
-        self._chosen.input(load, [self._chosen], [self._message, *components], **QUICK)
-        self._save.click(
-            save,
-            [self._chosen, self._name, *components],
-            [self._message, self._chosen, self._name],
-            **QUICK,
-        )
-        self._delete.click(
-            delete, [self._chosen, self._message], [self._message, self._chosen], **QUICK
-        )
-        opened.change(refresh, [self._chosen], [self._chosen, self._message], **QUICK)
+        said, chosen = self._message, self._chosen
+        _on(chosen.input, load, [chosen], [said, *components])
+        _on(self._save.click, save, [chosen, self._name, *components], [said, chosen, self._name])
+        _on(self._delete.click, delete, [chosen, said], [said, chosen])
+        _on(opened.change, refresh, [chosen], [said, chosen])
         # What the page is built from is as old as the WebUI's start.
-        Context.root_block.load(begin, components, [self._chosen, self._message], **QUICK)
-        for component in (self._chosen, *components):
-            component.change(compare, [self._chosen, *components], [self._changed], **QUICK)
+        _on(Context.root_block.load, begin, components, [said, chosen])
+        for component in (chosen, *components):
+            _on(component.change, compare, [chosen, *components], [self._changed])
 
     def _at_rest(self, preset: str | None) -> Any:
         """What stands below the row unasked: what is wrong in the folder, or what the preset is."""
@@ -173,3 +162,27 @@ def _setting(name: str, value: Any) -> Any:
 def _said(text: object) -> Any:
     """The message as text: what a name or a folder holds is no markup."""
     return gr.update(value=html.escape(str(text)))
+
+
+def _on(
+    listen: Callable[..., Any],
+    answer: Callable[..., list[Any]],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+) -> None:
+    """Let `answer` answer an event; where it fails, the first output says so and the rest stays."""
+    kept = [gr.update() for _ in outputs[1:]]
+
+    @functools.wraps(answer)
+    def told(*values: Any) -> Any:
+        try:
+            answers = answer(*values)
+        except (PresetError, SettingsError) as error:
+            answers = [_said(page_message(error)), *kept]
+        except Exception as error:
+            log.exception("the presets failed")
+            text = f"This failed ({type(error).__name__}); the console says more."
+            answers = [_said(text), *kept]
+        return answers if len(outputs) > 1 else answers[0]
+
+    listen(told, inputs, outputs, **QUICK)

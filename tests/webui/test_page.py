@@ -36,7 +36,7 @@ def row(tmp_path):
 
 
 def said(answer):
-    return answer[-1 if len(answer) == 2 and "choices" in answer[0] else 0]["value"]
+    return answer[0]["value"]
 
 
 def values():
@@ -68,6 +68,31 @@ def test_what_is_wrong_with_the_folder_is_text(row, name):
     assert "Delta (delta)" in shown
     assert "<" not in shown
     assert not has_hidden(shown)
+
+
+def test_an_unforeseen_error_is_a_sentence_and_changes_nothing(row, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError("as a test")
+
+    for name in ("load", "save", "delete", "names", "all"):
+        monkeypatch.setattr(PresetStore, name, fail)
+    answers = [
+        row.load("x"), row.save("x", "", *values()), row.delete("x", ""), row.refresh(None),
+        row.begin(*values()), [row.compare("x", *values())],
+    ]  # fmt: skip
+    for message, *others in answers:
+        assert message["value"] == "This failed (OSError); the console says more."
+        assert others == [gradio.update()] * len(others)
+    assert caplog.text.count("OSError: as a test") == len(answers)
+
+
+def test_values_come_as_the_browser_sends_them(row):
+    """Gradio would refuse some of them with an error box of its own."""
+    with gradio.Blocks() as page:
+        accordion.Accordion("txt2img", row.store, "", 3).follow_units([gradio.Dropdown()])
+    listening = [fn for fn in (*row.page.fns.values(), *page.fns.values()) if fn.inputs]
+    assert len(listening) > 30
+    assert not any(fn.preprocess for fn in listening)
 
 
 def test_a_refused_value_is_told_by_its_label(row):
@@ -208,12 +233,12 @@ def test_without_a_webui_there_are_no_saved_defaults():
 def test_the_preset_of_the_present_values_is_named(row, preset):
     values = {**{name: fields()[name].default for name in PAGE}, **row.store.load(preset)}
     shown = [page_value(name, values[name]) for name in (*preset_row.METHOD, *preset_row.SCENE)]
-    named = row.begin(*shown)[0]["value"]
+    named = row.begin(*shown)[1]["value"]
     assert row.store.load(named) == row.store.load(preset)
     assert row.compare(named, *shown)["value"] == ""
     shown[1] = 0.45
     assert row.compare(named, *shown)["value"] == "changed"
-    assert row.begin(*shown)[0]["value"] is None
+    assert row.begin(*shown)[1]["value"] is None
     assert row.compare(None, *shown)["value"] == ""
 
 
