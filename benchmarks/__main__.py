@@ -12,7 +12,7 @@ import time
 
 from benchmarks.command import add_options
 from benchmarks.page import GPU, RESULTS, TITLES, write
-from demo.command_line import Parser, interruptible, leave
+from demo.command_line import Parser, interruptible, leave, silence_libraries
 
 PICTURES = "fidelity"
 
@@ -20,8 +20,6 @@ PICTURES = "fidelity"
 def main() -> int:
     """Run the benchmarks and print, or write, their tables; returns the exit status."""
     if sys.argv[1:2] == [PICTURES]:
-        from demo.quiet import silence_libraries
-
         silence_libraries()  # before what follows imports their pipelines
         from benchmarks.fidelity import command
 

@@ -21,11 +21,11 @@ from diffusers import ControlNetModel, FluxControlNetModel
 from torch import Tensor
 
 from benchmarks.command import main
+from benchmarks.random_models import random_flux, random_sdxl
 from benchmarks.shapes import FLUX_CONTROLNET, SDXL_CONTROLNET
 from benchmarks.timing import machine
+from demo.command_line import silence_libraries
 from demo.demo_model import is_flux
-from demo.quiet import silence_libraries
-from demo.random_models import random_flux, random_sdxl
 from lib_ccn.attention import KeyValueStore, capture_keys_values, self_attention_layers
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.joint_attention import capture_joint_keys_values, joint_attention_layers

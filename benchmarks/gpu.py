@@ -27,7 +27,7 @@ from benchmarks import gpu_runs
 from benchmarks.gpu_runs import FEWEST_ROUNDS, FUSION, METHOD, PLAIN, ROUNDS, SKIPPED, VARIANTS
 from benchmarks.random_pipelines import random_pipeline, with_units
 from benchmarks.timing import machine
-from demo.quiet import silence_libraries
+from demo.command_line import silence_libraries
 
 
 @dataclass(frozen=True)

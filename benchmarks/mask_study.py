@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from demo.command_line import silence_libraries
 from demo.demo_model import generate, load_pipeline
 from demo.metrics import mask_iou
-from demo.quiet import silence_libraries
 from demo.scenes import Scenes, draw
 from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet

@@ -16,7 +16,7 @@ import torch
 from benchmarks.command import main
 from benchmarks.counting import Counts, count
 from benchmarks.step import Bench
-from demo.quiet import silence_libraries
+from demo.command_line import silence_libraries
 from lib_ccn.fusion import fuse_residuals
 
 PLAIN = "plain"

@@ -1,10 +1,12 @@
-"""Command line of the playground: `python -m demo demo --help`."""
+"""Command line of the demo: `python -m demo demo --help`."""
 
 from __future__ import annotations
 
+import os
 import sys
 
-from .command_line import interruptible, leave
+from .command_line import interruptible, keep_to_this_machine, leave, silence_libraries
+from .options import parse_demo, parse_explain, parse_page
 
 USAGE = """usage: python -m demo COMMAND [options]
 
@@ -34,40 +36,31 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _demo(rest: list[str]) -> int:
-    from .options import parse
-
-    options = parse(rest)  # first, as what follows takes seconds to import
-    _quiet()
+    options = parse_demo(rest)
+    silence_libraries()
     from .demo import run
 
     return run(options)
 
 
 def _explain(rest: list[str]) -> int:
-    _quiet()
-    from . import explain
+    options = parse_explain(rest)
+    silence_libraries()
+    from .explain import run
 
-    return explain.run(explain.parse(rest))
+    return run(options)
 
 
 def _page(rest: list[str]) -> int:
-    from .page_options import parse
-
-    options = parse(rest)
-    _quiet()
-    from .page_command import run
+    options = parse_page(rest)
+    silence_libraries()
+    keep_to_this_machine(os.environ)  # before gradio is imported
+    from .page import run
 
     return run(options)
 
 
 COMMANDS = {"demo": _demo, "explain": _explain, "page": _page}
-
-
-def _quiet() -> None:
-    from .quiet import silence_libraries
-
-    silence_libraries()
-
 
 if __name__ == "__main__":
     leave(main())

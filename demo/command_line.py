@@ -1,4 +1,4 @@
-"""What every command has in common: options refused in a sentence, Ctrl-C, and files to write.
+"""What every command has in common: refusals in a sentence, Ctrl-C, files to write, progress.
 
 Nothing heavy is imported, so that what is wrong is said at once.
 """
@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from tqdm import tqdm
 
 from lib_ccn.showable import shown_value
 
 SEED_LIMIT = 2**64 - 1  # what torch's generators take
 STEP_LIMIT = 1000  # the noise levels that the models were trained on
 GUIDANCE_LIMIT = 100
+LOCAL = "127.0.0.1"
 INTERRUPTED = 130  # a shell's status for a program ended by Ctrl-C
+# Advice about packages that nothing here needs, and a warning about no module at all. Everything
+# else is still said.
+_NOISE = (
+    "requires torchvision",
+    "`accelerate` was not found",
+    "that should be kept in float32: []",
+    "The conditionings will be fixed across the prompts",  # SDXL's, of conditions that are not
+)
 
 T = TypeVar("T", int, float)
 
@@ -159,3 +172,63 @@ def prepare_folder(option: str, path: Path) -> None:
         raise OutputError(
             f"{option}: the folder {path} cannot be made: {error.strerror}"
         ) from error
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return not any(noise in record.getMessage() for noise in _NOISE)
+
+
+def silence_libraries() -> None:
+    """Hide the libraries' loading bars and hints; call it before their pipelines are imported."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    # The first is said by one of diffusers' own modules to another; the second names an argument
+    # that all of its versions know.
+    warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+    for library in (diffusers, transformers):
+        library.utils.logging.get_logger(library.__name__)  # makes its handler
+        library.utils.logging.disable_progress_bar()
+        for handler in logging.getLogger(library.__name__).handlers:
+            handler.addFilter(_says_something)
+
+
+def keep_to_this_machine(variables: MutableMapping[str, str]) -> None:
+    """Set what keeps gradio from telephoning; call it before gradio is imported."""
+    variables["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Gradio asks its own page whether it is there; a proxy would not know.
+    for name in ("no_proxy", "NO_PROXY"):
+        others = [part for part in variables.get(name, "").split(",") if part]
+        variables[name] = ",".join([*others, LOCAL])
+
+
+class PlainLines(tqdm):
+    """A progress bar for where there is no terminal: a line every ten seconds, and one at the end.
+
+    A terminal's bar writes over itself, which a file or a pipe cannot show.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(mininterval=10, maxinterval=20, ascii=True, ncols=79, **options)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """Return what writes a state of the bar."""
+
+        def write(text: str) -> None:
+            if text.strip():
+                file.write(text.strip() + "\n")
+                file.flush()
+
+        return write
+
+    def set_description(self, desc: str | None = None, refresh: bool | None = False) -> None:
+        """Name what is being done, without a line of its own."""
+        super().set_description(desc, refresh)
+
+
+def step_bar(total: int) -> Any:
+    """A bar of so many steps on stderr, as its place can show it."""
+    kind = tqdm if sys.stderr.isatty() else PlainLines
+    return kind(total=total, unit="step")

@@ -13,22 +13,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import (
+    ControlNetModel,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+    UniPCMultistepScheduler,
+)
 from PIL import Image
 from torch import Tensor
 
 from lib_ccn.families import FAMILIES
-from lib_ccn.hosts.diffusers import cross_controlnet
+from lib_ccn.hosts.diffusers import check_belonging, cross_controlnet
 from lib_ccn.images import ImageError, read_picture, to_condition
 from lib_ccn.settings import Settings, SettingsError
 
-from .command_line import OutputError, prepare_file
-from .demo_model import ModelError, generate
+from .command_line import OutputError, prepare_file, step_bar
+from .demo_model import (
+    ModelError,
+    generate,
+    is_flux,
+    load_part,
+    load_pipeline,
+    native_size,
+    usable_device,
+)
 from .examples import Example, bundled_examples
-from .families import default_side, load_family
-from .figure import Column, Row, draw_figure, overlay, to_image
+from .figures import Column, Row, draw_figure, overlay, to_image
 from .metrics import object_iou
-from .options import Options
-from .quiet import step_bar
+from .options import DemoOptions
 
 HEADS = {
     "foreground": Column("Foreground", "condition", "Conditions"),
@@ -42,6 +55,13 @@ HEADS = {
     "mask": Column("Mask", "at the last step", "Cross-ControlNet"),
 }
 CONDITIONS = ("foreground", "background")
+# Of each family: its pipeline, its ControlNets, and their weights' type on a GPU.
+_KINDS: dict[str, tuple[Any, Any, torch.dtype]] = {
+    "sdxl": (StableDiffusionXLControlNetPipeline, ControlNetModel, torch.float16),
+    "flux": (FluxControlNetPipeline, FluxControlNetModel, torch.bfloat16),
+}
+# The bundled examples' size; nothing was trained, so no size is a random model's own.
+RANDOM_SIZE = 64
 
 
 class DemoError(Exception):
@@ -57,7 +77,7 @@ class Result:
     summary: str
 
 
-def run(options: Options) -> int:
+def run(options: DemoOptions) -> int:
     """Make the figure; returns the exit status."""
     began = time.monotonic()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -66,7 +86,7 @@ def run(options: Options) -> int:
         if options.random_weights:
             print(_random_warning(options))
         pipe = load_family(options.family, options.model, options.controlnets, options.device)
-        side = default_side(pipe, options.random_weights)
+        side = RANDOM_SIZE if options.random_weights else native_size(pipe)
         examples = _examples(options, options.size or (side, side))
         results = _generate_all(pipe, examples, options)
         figure = _figure(examples, results, options)
@@ -85,7 +105,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _examples(options: Options, size: tuple[int, int]) -> list[Example]:
+def _examples(options: DemoOptions, size: tuple[int, int]) -> list[Example]:
     if options.prompt is None or options.foreground is None or options.background is None:
         examples = [_scaled(example, size) for example in bundled_examples(options.seed)]
         if options.random_weights:  # there is no object to be measured
@@ -115,7 +135,9 @@ def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
         raise DemoError(f"{path} is no image that can be read: {error}") from error
 
 
-def _generate_all(pipe: Any, examples: Sequence[Example], options: Options) -> dict[str, Result]:
+def _generate_all(
+    pipe: Any, examples: Sequence[Example], options: DemoOptions
+) -> dict[str, Result]:
     """What each wanted column needs, by its name; the mask comes with the full method."""
     wanted = [name for name in HEADS if name in options.columns and name not in CONDITIONS]
     if "mask" in wanted:
@@ -129,7 +151,7 @@ def _generate_all(pipe: Any, examples: Sequence[Example], options: Options) -> d
     return results
 
 
-def _settings(name: str, options: Options) -> Settings:
+def _settings(name: str, options: DemoOptions) -> Settings:
     if name == "full":
         return options.settings.replace(show_mask=True)
     return options.settings.replace(fusion=name, inject=False, show_mask=False)
@@ -139,7 +161,7 @@ def _fused(
     pipe: Any,
     examples: Sequence[Example],
     settings: Settings,
-    options: Options,
+    options: DemoOptions,
     on_step: Callable[[int], Any],
 ) -> Result:
     """Every example under `settings`: in one batch, or one per word where the word matters."""
@@ -185,7 +207,7 @@ def _fused(
 
 
 def _figure(
-    examples: Sequence[Example], results: dict[str, Result], options: Options
+    examples: Sequence[Example], results: dict[str, Result], options: DemoOptions
 ) -> Image.Image:
     settings = options.settings
     measured = all(example.object_mask is not None for example in examples)
@@ -226,7 +248,7 @@ def _head(name: str, settings: Settings) -> Column:
     return HEADS[name]
 
 
-def _footer(options: Options, measured: bool) -> str:
+def _footer(options: DemoOptions, measured: bool) -> str:
     settings = options.settings
     source = "" if settings.mask_source == "word" else f" ({settings.mask_source} mask)"
     sampler = "Flow-matching Euler" if options.family == "flux" else "UniPC"
@@ -245,8 +267,55 @@ def _footer(options: Options, measured: bool) -> str:
     return text
 
 
-def _random_warning(options: Options) -> str:
+def _random_warning(options: DemoOptions) -> str:
     return (
         f"RANDOM WEIGHTS: a tiny {FAMILIES[options.family].title} that was never trained. This "
         "shows that the method runs there, not that it looks good."
     )
+
+
+def load_family(
+    family: str,
+    model: str | Path | None = None,
+    controlnets: Sequence[str | Path] | None = None,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Load a pipeline of that family with several ControlNets.
+
+    Args:
+        family: a key of `FAMILIES`.
+        model: a folder in diffusers' layout or a hub id; None is the bundled model for "sd15",
+            and a tiny one with random weights for the others.
+        controlnets: folders or hub ids, the foreground's first.
+        device: "cpu", "cuda", "mps". On a CPU the weights are float32, elsewhere of half size.
+
+    Raises:
+        ModelError: something is missing, cannot be read, or is of another family.
+    """
+    if family == "sd15":
+        return load_pipeline(model, controlnets, device)
+    place = usable_device(device)
+    if model is None:
+        return _random(family).to(place)
+    title = FAMILIES[family].title
+    if controlnets is None or len(controlnets) < 2:
+        raise ModelError(f"{title} comes with no ControlNets: name two or more of your own")
+    kind, net_kind, half = _KINDS[family]
+    dtype = torch.float32 if place.type == "cpu" else half
+    nets = [load_part(net_kind, name, torch_dtype=dtype) for name in controlnets]
+    pipe = load_part(kind, model, controlnet=nets, torch_dtype=dtype)
+    try:
+        check_belonging(pipe)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{model} cannot be used as {title}: {error}") from error
+    if not is_flux(pipe):
+        pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(place, dtype)
+
+
+def _random(family: str) -> Any:
+    # Only a checkout has them; the benchmarks and the tests are what they are for.
+    from benchmarks.random_models import random_flux, random_sdxl
+
+    return random_flux() if family == "flux" else random_sdxl()

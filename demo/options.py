@@ -1,12 +1,20 @@
-"""The demo's options; those of the method are made from `lib_ccn.settings`."""
+"""The options of every command here: the demo's, the page's, explain's.
+
+Those of the method are made from `lib_ccn.settings`. Nothing heavy is imported, so that what is
+wrong is said at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import base64
 import json
+import os
 import re
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from dataclasses import fields as attributes
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +43,10 @@ STEPS = {"sd15": 20, "sdxl": 20, "flux": FAMILIES["flux"].steps}
 # The bundled model's latents are half as wide as Stable Diffusion's at 512x512: its maps of 16x16
 # tokens are those of half resolution, and they find the object (benchmarks/MASK_STUDY.md).
 BUNDLED_MASK_REDUCTION = 2
+EXAMPLES = 6
+FIRST_PORT, PORTS = 7860, 100
 
-DESCRIPTION = """\
+DEMO = """\
 Make pictures from two conditions that contradict each other, a foreground object's and a
 background's, with the plain sum of the two ControlNets, with the rules of the literature, and
 with Cross-ControlNet; and write them side by side as one figure.
@@ -48,7 +58,7 @@ pink, and the regions sky, hills, field, sand, water.
 
 --family sdxl or flux takes real models of these families, or without --model tiny ones with random
 weights, made on the spot: their figure shows that the method runs there, not that it looks good."""
-EPILOG = """\
+DEMO_EXAMPLES = """\
 examples:
   python3 run.py demo
   python3 run.py demo --steps 50 --seed 7 --columns sum,full,mask
@@ -61,10 +71,21 @@ examples:
       --foreground canny.png --background depth.png --model black-forest-labs/FLUX.1-dev
       --controlnet path/to/flux-canny --controlnet path/to/flux-depth --device cuda"""
 
+PAGE = f"""\
+Open a page in the browser to try the method: choose, draw or upload two or three conditions,
+and see the plain sum and Cross-ControlNet side by side, with the mask of every step and which
+unit won where. The page is served to this machine alone, at 127.0.0.1, from port {FIRST_PORT}
+on, and asks nothing of the network."""
+PAGE_EXAMPLES = """\
+examples:
+  python3 run.py playground --open
+  python3 run.py playground --model path/to/stable-diffusion-1.5
+      --controlnet path/to/openpose --controlnet path/to/depth --device cuda"""
+
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line asked for, checked.
+class DemoOptions:
+    """What the demo's command line asked for, checked.
 
     `family` is a key of `FAMILIES`; `size` is (width, height) or None for the model's own;
     `steps` and `guidance_scale` are resolved; `control_modes` are of union ControlNets.
@@ -94,69 +115,128 @@ class Options:
         return self.model is None and self.family != "sd15"
 
 
-def parse(argv: list[str] | None = None) -> Options:
-    """Parse the command line; leaves with status 2 and a message where it is wrong."""
-    parser = build_parser()
+@dataclass(frozen=True)
+class PageOptions:
+    """What the page's command line asked for; `port` None is the first free one."""
+
+    port: int | None
+    model: str | None
+    controlnets: list[str] | None
+    device: str
+    presets: Path
+    open: bool
+
+
+def parse_demo(argv: list[str] | None = None) -> DemoOptions:
+    """Parse the demo's command line; leaves with status 2 and a message where it is wrong."""
+    parser = _demo_parser()
     given = parser.parse_args(argv)
     images = (given.foreground, given.background)
+    nets, modes = len(given.controlnets or ("foreground", "background")), given.control_modes or []
     if given.prompt is not None and None in images:
-        parser.exit(2, "error: --prompt needs --foreground IMAGE and --background IMAGE\n")
+        parser.error("--prompt needs --foreground IMAGE and --background IMAGE")
     if given.prompt is None and any(images):
-        parser.exit(2, "error: --foreground and --background need a --prompt\n")
+        parser.error("--foreground and --background need a --prompt")
     for path in images:
         if path is not None and not path.is_file():
-            parser.exit(2, f"error: there is no image {path}\n")
-    if given.controlnet and not given.model and given.family != "sd15":
-        parser.exit(2, "error: --controlnet needs the --model that it belongs to\n")
+            parser.error(f"there is no image {path}")
+    if given.controlnets and not given.model and given.family != "sd15":
+        parser.error("--controlnet needs the --model that it belongs to")
     if given.family == "flux" and given.negative_prompt:
-        parser.exit(2, "error: FLUX is guidance-distilled: it takes no --negative-prompt\n")
-    if given.control_mode and given.family != "flux":
-        parser.exit(2, "error: --control-mode is for --family flux\n")
-    modes = given.control_mode or []
-    nets = len(given.controlnet or ("foreground", "background"))
+        parser.error("FLUX is guidance-distilled: it takes no --negative-prompt")
+    if modes and given.family != "flux":
+        parser.error("--control-mode is for --family flux")
     if len(modes) not in (0, nets):
         values = ", ".join(map(str, modes))
         allowed = f"{nets} values, one per ControlNet, or none"
-        parser.exit(2, f"error: --control-mode {values}: expected {allowed}\n")
+        parser.error(f"--control-mode {values}: expected {allowed}")
+    bundled = given.model is None and given.family == "sd15"
     if given.steps is None:
         given.steps = STEPS[given.family]
+    if given.guidance_scale is None:
+        family = FAMILIES[given.family]
+        given.guidance_scale = BUNDLED_GUIDANCE if bundled else family.guidance_scale
     try:
-        settings = _read_settings(given)
+        given.settings = _read_settings(given, bundled)
         check_picture_name("--out", given.out)
-    except (SettingsError, OutputError, _UnreadableError) as error:
-        parser.exit(2, f"error: {error}\n")
-    bundled = given.model is None and given.family == "sd15"
-    default_guidance = BUNDLED_GUIDANCE if bundled else FAMILIES[given.family].guidance_scale
-    return Options(
-        family=given.family,
-        prompt=given.prompt,
-        foreground=given.foreground,
-        background=given.background,
-        negative_prompt=given.negative_prompt,
-        seed=given.seed,
-        steps=given.steps,
-        guidance_scale=default_guidance if given.guidance_scale is None else given.guidance_scale,
-        settings=settings,
-        model=given.model,
-        controlnets=given.controlnet,
-        control_modes=given.control_mode,
-        device=given.device,
-        size=given.size,
-        columns=given.columns,
-        out=given.out,
+    except (SettingsError, OutputError) as error:
+        parser.error(str(error))
+    return DemoOptions(
+        **{field.name: getattr(given, field.name) for field in attributes(DemoOptions)}
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser, with an option for every setting."""
-    parser = Parser(
-        prog="python3 run.py demo",
+def parse_page(argv: list[str] | None = None) -> PageOptions:
+    """Parse the page's command line; leaves with status 2 and a message where it is wrong."""
+    parser = _parser("playground", PAGE, PAGE_EXAMPLES)
+    port = f"default: the first free one from {FIRST_PORT} on"
+    parser.add_argument("--port", type=whole(1024, 65535), help=port)
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    _add_model(
+        parser,
+        "a Stable Diffusion 1.5 in diffusers' layout (default: the bundled demo model)",
+        "give it twice or more, the foreground's first (default: the model's own two)",
+    )
+    parser.add_argument(
+        "--presets",
+        type=Path,
+        default=data_folder(os.environ, sys.platform) / "playground-presets",
+        metavar="DIR",
+        help="where presets are saved (default: %(default)s)",
+    )
+    return PageOptions(**vars(parser.parse_args(argv)))
+
+
+def parse_explain(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse explain's command line: `out`, `steps` and `example`; leaves where it is wrong."""
+    parser = _parser("explain", "Draw the figures of docs/how-it-works.md.")
+    out = Path("docs/img")
+    parser.add_argument("--out", type=Path, default=out, help=f"folder (default: {out})")
+    parser.add_argument(
+        "--steps", type=whole(4, STEP_LIMIT), default=20, help="of UniPC (default: 20)"
+    )
+    which = f"which of the demo's, 0 to {EXAMPLES - 1} (default: 0)"
+    parser.add_argument("--example", type=whole(0, EXAMPLES - 1), default=0, help=which)
+    return parser.parse_args(argv)
+
+
+def data_folder(variables: Mapping[str, str], platform: str) -> Path:
+    """Where this user's data of ours lies, by the custom of the system."""
+    home = Path.home()
+    if platform == "win32":
+        base = Path(variables.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif platform == "darwin":
+        base = home / "Library" / "Application Support"
+    else:
+        base = Path(variables.get("XDG_DATA_HOME") or home / ".local" / "share")
+    return base / "cross-controlnet"
+
+
+def _parser(command: str, description: str, examples: str = "") -> Parser:
+    return Parser(
+        prog=f"python3 run.py {command}",
         usage="%(prog)s [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=description,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def _add_model(group: argparse._ActionsContainer, model: str, controlnets: str) -> None:
+    group.add_argument("--model", metavar="DIR|HUBID", help=model)
+    group.add_argument(
+        "--controlnet",
+        action="append",
+        dest="controlnets",
+        metavar="DIR|HUBID",
+        help=controlnets,
+    )
+    group.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
+
+
+def _demo_parser() -> Parser:
+    parser = _parser("demo", DEMO, DEMO_EXAMPLES)
     own = parser.add_argument_group("your own picture (instead of the bundled examples)")
     own.add_argument("--prompt", help="what to draw; needs the two images")
     own.add_argument("--foreground", type=Path, metavar="IMAGE", help="the object's condition")
@@ -167,11 +247,8 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument(
         "--seed", type=whole(0, SEED_LIMIT), default=0, help="the first picture's (default: 0)"
     )
-    sampling.add_argument(
-        "--steps",
-        type=whole(1, STEP_LIMIT),
-        help=f"default: {STEPS['sd15']}, FLUX {STEPS['flux']}",
-    )
+    steps = f"default: {STEPS['sd15']}, FLUX {STEPS['flux']}"
+    sampling.add_argument("--steps", type=whole(1, STEP_LIMIT), help=steps)
     sampling.add_argument(
         "--guidance-scale",
         type=number(0, GUIDANCE_LIMIT),
@@ -194,55 +271,41 @@ def build_parser() -> argparse.ArgumentParser:
         default="sd15",
         help="of the model: " + ", ".join(f"{k} ({f.title})" for k, f in FAMILIES.items()),
     )
-    models.add_argument(
-        "--model",
-        metavar="DIR|HUBID",
-        help="a model of the family in diffusers' layout (default: the bundled one; for sdxl and "
-        "flux a tiny one with random weights)",
-    )
-    models.add_argument(
-        "--controlnet",
-        action="append",
-        metavar="DIR|HUBID",
-        help="give it twice: the foreground's, then the background's",
+    _add_model(
+        models,
+        "a model of the family in diffusers' layout (default: the bundled one; for sdxl and flux "
+        "a tiny one with random weights)",
+        "give it twice: the foreground's, then the background's",
     )
     models.add_argument(
         "--control-mode",
         action="append",
+        dest="control_modes",
         type=whole(0, 99),
         metavar="N",
         help="of a FLUX union ControlNet, once per --controlnet",
     )
-    models.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
 
     method = parser.add_argument_group("settings of the method")
     method.add_argument(
-        "--settings", metavar="FILE|JSON", help="a preset; the options below override it"
+        "--settings",
+        type=_read_json,
+        default={},
+        metavar="FILE|JSON",
+        help="a preset; the options below override it",
     )
     for name, setting in fields().items():
         if name not in _WITHOUT_OPTION:
             _add_setting(method, name, setting)
 
     figure = parser.add_argument_group("figure")
+    columns = f"of {', '.join(COLUMNS)} (default: all)"
     figure.add_argument(
-        "--columns",
-        type=_columns,
-        default=COLUMNS,
-        metavar="A,B,...",
-        help=f"of {', '.join(COLUMNS)} (default: all)",
+        "--columns", type=_columns, default=COLUMNS, metavar="A,B,...", help=columns
     )
-    figure.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out/demo.png"),
-        metavar="FILE",
-        help="default: out/demo.png",
-    )
+    out = Path("out/demo.png")
+    figure.add_argument("--out", type=Path, default=out, metavar="FILE", help=f"default: {out}")
     return parser
-
-
-class _UnreadableError(Exception):
-    """The settings cannot be read."""
 
 
 def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) -> None:
@@ -261,56 +324,48 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
             *options, dest=name, action=argparse.BooleanOptionalAction, help=help_text
         )
         return
-    metavar = {
-        "choice": "|".join(setting.choices),
-        "image": "FILE",
-        "text": "WORD",
-        "step": "N",
-        "unit": "N",
-    }
-    group.add_argument(*options, dest=name, metavar=metavar.get(setting.kind, "X"), help=help_text)
+    metavar = {"choice": "|".join(setting.choices), "image": "FILE", "text": "WORD"}
+    metavar |= dict.fromkeys(("step", "unit"), "N")
+    readers: dict[str, Callable[[str], Any]] = {"image": _read_mask, "choice": str, "text": str}
+    group.add_argument(
+        *options,
+        dest=name,
+        type=readers.get(setting.kind, _number_or_text),
+        metavar=metavar.get(setting.kind, "X"),
+        help=help_text,
+    )
 
 
-def _read_settings(given: argparse.Namespace) -> Settings:
+def _read_settings(given: argparse.Namespace, bundled: bool) -> Settings:
     family = FAMILIES[given.family]
     values: dict[str, Any] = dict(family.defaults)
-    if given.model is None and given.family == "sd15":
+    if bundled:
         values["mask_reduction"] = BUNDLED_MASK_REDUCTION
-    if given.settings is not None:
-        values.update(_read_json(given.settings))
-    for name, setting in fields().items():
-        value = getattr(given, name, None)
-        if value is not None:
-            values[name] = _value(setting, value)
-    values["enabled"] = True
-    settings = family.settings(values).at_steps(given.steps)
+    values.update(given.settings)
+    values.update({k: v for k in fields() if (v := getattr(given, k, None)) is not None})
+    settings = family.settings({**values, "enabled": True}).at_steps(given.steps)
     settings.check_usable()
     return settings
 
 
-def _value(setting: Setting, value: Any) -> Any:
-    """The plain value of an option's text; what is no number stays text, for the error."""
-    if setting.kind == "image":
-        return _read_mask(Path(value))
-    if setting.kind in ("number", "integer", "step", "unit"):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _number_or_text(text: str) -> float | str:
+    """What is no number stays text: a word such as "auto", or for the setting to refuse."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
-def _read_mask(path: Path) -> str:
+def _read_mask(name: str) -> str:
     """The file as base64; it is decoded here too, since only here its name is known."""
     from lib_ccn.images import ImageError, read_picture  # imports torch, which takes seconds
 
     try:
-        read_picture(path)
-        return base64.b64encode(path.read_bytes()).decode()
-    except OSError as error:
-        raise _UnreadableError(f"the image {path} cannot be read: {error.strerror}") from error
-    except ImageError as error:
-        raise _UnreadableError(f"the image {path} cannot be read: {error}") from error
+        read_picture(Path(name))
+        return base64.b64encode(Path(name).read_bytes()).decode()
+    except (OSError, ImageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise argparse.ArgumentTypeError(f"{showable(name)} cannot be read: {reason}") from error
 
 
 def _read_json(text: str) -> dict[str, Any]:
@@ -319,15 +374,17 @@ def _read_json(text: str) -> dict[str, Any]:
         is_json = text.lstrip().startswith("{")
         values = json.loads(text if is_json else Path(text).read_text("utf-8-sig"))
     except OSError as error:
-        raise _UnreadableError(f"the settings {text} cannot be read: {error.strerror}") from error
+        raise argparse.ArgumentTypeError(
+            f"{showable(text)} cannot be read: {error.strerror}"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise _UnreadableError(f"the settings are no JSON: {error}") from error
+        raise argparse.ArgumentTypeError(f"this is no JSON: {error}") from error
     version = {}
     if isinstance(values, dict) and {"name", "settings"} <= values.keys():
         version = {"version": values.get("version", VERSION)}
         values = values["settings"]
     if not isinstance(values, dict):
-        raise _UnreadableError("the settings must be a JSON object of names and values")
+        raise argparse.ArgumentTypeError("expected a JSON object of names and values")
     return {**values, **version}
 
 

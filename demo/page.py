@@ -1,9 +1,12 @@
-"""The page's layout, on gradio 6."""
+"""The page: its parts put together, and served, on gradio 6: `python3 run.py playground`."""
 
 from __future__ import annotations
 
-import html
 import json
+import logging
+import socket
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,35 +15,54 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.webui.accordion import Accordion
 from lib_ccn.webui.arguments import PAGE, unit_choices
 from lib_ccn.webui.preset_row import QUICK
-from lib_ccn.webui.presets import PresetStore
+from lib_ccn.webui.presets import BUILT_IN, METHOD, PresetError, PresetStore
 
-from .examples import Example
-from .page_events import Events
-from .page_first import NOTE, STEPS
-from .page_inputs import CANVAS, GUIDANCE_LIMIT, STEP_LIMIT, editor_value, received
-from .page_run import FUSED, SUM, Studio
-from .page_views import bar, example_thumbnail, said, shown_picture, wrong
-from .scenes import MAP_COLOURS
+from . import page_controls as controls
+from .command_line import LOCAL
+from .demo_model import ModelError, load_pipeline
+from .examples import Example, bundled_examples
+from .options import (
+    BUNDLED_GUIDANCE,
+    BUNDLED_MASK_REDUCTION,
+    FIRST_PORT,
+    GUIDANCE,
+    PORTS,
+    PageOptions,
+)
+from .page_controls import TAB
+from .page_events import (
+    Events,
+    bar,
+    example_thumbnail,
+    said,
+    short_names,
+    shown_picture,
+    wrong,
+)
+from .page_run import Studio, finished
 
 ROOT = Path(__file__).parents[1]
 TITLE = "Cross-ControlNet playground"
-# What the WebUI calls its text-to-image tab: the accordion's script looks for it.
-TAB = "txt2img"
 UNITS = 3
+DEMO_PRESET = "Demo model"
 
 _INTRO = """\
 # Cross-ControlNet playground
 Two ControlNets that disagree: one shows an object, the other a landscape without it. Click an
 example or draw your own, and compare the plain sum of both with Cross-ControlNet.
 """
+_NOTE = (
+    "The first example, made beforehand. Press Generate to make it here and to look inside, or "
+    "click another one."
+)
 _LOST = (
     "No answer came that this page understands. Is the program in the terminal still running? "
     "If so, load the page again."
 )
-_WHITE, _BLACK = "#ffffff", "#000000"
 
 
 @dataclass(frozen=True)
@@ -61,18 +83,86 @@ class Start:
     finished: tuple[Image.Image, Image.Image] | None = None
 
 
-@dataclass
-class UnitControls:
-    """The controls of one condition."""
+def run(options: PageOptions) -> int:
+    """Serve the page until it is stopped; returns the exit status."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    print("loading the model ...", file=sys.stderr, flush=True)
+    try:
+        pipe: Any = load_pipeline(options.model, options.controlnets, options.device)
+    except ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    store = PresetStore(options.presets)
+    bundled = options.model is None and options.controlnets is None
+    start = Start(
+        # A model with two ControlNets of its own was trained on scenes like these.
+        examples=bundled_examples() if options.controlnets is None else [],
+        guidance_scale=BUNDLED_GUIDANCE if bundled else GUIDANCE,
+        preset=starting_preset(store, bundled),
+        finished=finished() if bundled else None,
+    )
+    names = [str(net.config.get("_name_or_path") or "") for net in pipe.controlnet.nets]
+    studio = Studio(pipe, short_names([Path(name).name or "ControlNet" for name in names]))
+    made = build(studio, store, start)
+    url = serve(made, options.port, options.open)
+    if url is None:
+        ports = f"{options.port}" if options.port else f"{FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
+        print(f"error: port {ports} is taken: name another with --port", file=sys.stderr)
+        return 1
+    print(f"{url}  (stop with Ctrl-C)", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        made.close(verbose=False)
+    return 0
 
-    is_on: Any
-    net: Any
-    editor: Any
 
-    @property
-    def all(self) -> list[Any]:
-        """In the order of `page_inputs.read_order`."""
-        return [self.is_on, self.net, self.editor]
+def serve(made: Any, port: int | None, opens: bool) -> str | None:
+    """Serve the page to this machine; its address, or None where no port is free.
+
+    Args:
+        made: what `build` returned.
+        port: None is the first free one.
+        opens: whether the browser is told to open it.
+    """
+    free = (n for n in ([port] if port else range(FIRST_PORT, FIRST_PORT + PORTS)) if _is_free(n))
+    number = next(free, None)
+    if number is None:
+        return None
+    _, url, _ = made.queue().launch(
+        server_name=LOCAL,
+        server_port=number,
+        share=False,
+        inbrowser=opens,
+        quiet=True,
+        show_error=True,
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        footer_links=[],
+        allowed_paths=[str(ROOT / "README.md")],
+        theme=theme(),
+        head=head(),
+    )
+    return str(url)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((LOCAL, port)) != 0
+
+
+def starting_preset(store: PresetStore, bundled: bool) -> str:
+    """The preset that the accordion shows at first; the demo model's is saved when it is not."""
+    if not bundled:
+        return next(iter(BUILT_IN))
+    settings = Settings(mask_reduction=BUNDLED_MASK_REDUCTION)
+    try:
+        if DEMO_PRESET not in store.names():
+            store.save(DEMO_PRESET, {key: getattr(settings, key) for key in METHOD})
+    except (PresetError, SettingsError) as error:
+        print(f"the presets cannot be saved: {error}", file=sys.stderr)
+        return ""
+    return DEMO_PRESET
 
 
 def head() -> str:
@@ -111,26 +201,28 @@ def build(studio: Studio, store: PresetStore, start: Start) -> gr.Blocks:
         outcome = gr.State(None)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340):
-                gallery = _examples(start.examples)
+                gallery = controls.examples(
+                    [example_thumbnail(example) for example in start.examples]
+                )
             with gr.Column(scale=6, min_width=340):
                 prompt = gr.Textbox(
                     label="Prompt", lines=2, elem_id=f"{TAB}_prompt", placeholder="What to draw"
                 )
-        shown = _run_bar(NOTE if start.finished else "")
+        shown = controls.run_bar(said(_NOTE if start.finished else ""))
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=480):
-                shown.update(_results(start))
+                shown.update(controls.results(*map(shown_picture, start.finished or (None, None))))
             with gr.Column(scale=5, min_width=420):
-                units = _units(studio)
-                sampler = _sampler(start)
+                units = controls.units(studio.names)
+                sampler = controls.sampler(start.guidance_scale)
                 accordion = Accordion(TAB, store, start.preset, UNITS)
-                accordion.follow_units([unit.net for unit in units])
-        controls = [*(c for unit in units for c in unit.all), *accordion.controls]
-        _connect_generation(page, events, shown, outcome, [prompt, *sampler, *controls])
+                accordion.follow_units([net for _, net, _ in units])
+        values = [*(control for unit in units for control in unit), *accordion.controls]
+        _connect_generation(page, events, shown, outcome, [prompt, *sampler, *values])
         _connect_looks(events, shown, outcome)
         word = accordion.controls[PAGE.index("foreground_word")]
-        editors = [unit.editor for unit in units[:2]]
-        switches = [unit.is_on for unit in units]
+        editors = [editor for _, _, editor in units[:2]]
+        switches = [is_on for is_on, _, _ in units]
         seed = sampler[1]
         filled = [prompt, seed, word, *editors, *switches, shown["status"]]
         gallery.select(events.choose_example, [], filled, **_QUICK)
@@ -154,13 +246,14 @@ def _connect_generation(
     status = [shown["status"]]
 
     def generate(request: gr.Request, kept: Any, *values: Any) -> Iterator[list[Any]]:
-        yield from events.generate(request, kept, lambda: received(inputs, values))
+        yield from events.generate(request, kept, lambda: controls.received(inputs, values))
 
-    # Said by the browser itself, since another window's generation may keep the queue busy.
+    # The browser says so too, and at once. Every click counts, whichever window it comes from, and
+    # is known from here on: it can be withdrawn before its turn comes.
     shown["generate"].click(None, [], status, js=_says(bar(0, "Waiting for its turn")))
-    # Every click counts and waits for its turn, whichever window it comes from. Values come as the
-    # browser sends them: gradio would refuse some of them before anybody could say why.
-    clicked = shown["generate"].click(
+    asked = shown["generate"].click(events.ask, [], status, trigger_mode="multiple", **_QUICK)
+    # Values come as the browser sends them: gradio would refuse some before anybody said why.
+    made = asked.success(
         generate,
         [outcome, *inputs],
         [outcome, *(shown[name] for name in events.VIEWS)],
@@ -171,10 +264,11 @@ def _connect_generation(
         show_progress="hidden",
     )
     # In the browser too, since the program may have been stopped.
-    clicked.failure(None, [], status, js=_says(wrong(_LOST)))
+    for event in (asked, made):
+        event.failure(None, [], status, js=_says(wrong(_LOST)))
     shown["refused"].click(None, [], status, js="() => window.ccnRefusal()")
-    shown["cancel"].click(events.cancel, [], [], **_QUICK)
-    page.unload(events.cancel)
+    shown["cancel"].click(events.cancel, [], status, **_QUICK)
+    page.unload(events.forget)
 
 
 def _connect_looks(events: Events, shown: dict[str, Any], outcome: Any) -> None:
@@ -202,158 +296,3 @@ def _connect_looks(events: Events, shown: dict[str, Any], outcome: Any) -> None:
 def _says(text: str) -> str:
     """A script that gives the status its HTML."""
     return f"() => {json.dumps(text)}"
-
-
-def _run_bar(note: str) -> dict[str, Any]:
-    """Generate, Cancel and the status, which stay in sight."""
-    shown: dict[str, Any] = {}
-    with gr.Column(elem_id="ccn_run"):
-        with gr.Row():
-            shown["generate"] = gr.Button("Generate", variant="primary", elem_id=f"{TAB}_generate")
-            shown["cancel"] = gr.Button("Cancel", scale=0, min_width=120, elem_id="ccn_cancel")
-        shown["status"] = gr.HTML(said(html.escape(note)), elem_id="ccn_status")
-        # Pressed by the page's script when it refuses a file; see `page.js`.
-        shown["refused"] = gr.Button("", visible="hidden", elem_id="ccn_refused_file")
-    return shown
-
-
-def _sampler(start: Start) -> list[Any]:
-    """Negative prompt, seed, steps, guidance scale."""
-    negative = gr.Textbox(
-        label="Negative prompt", lines=1, max_lines=2, elem_id=f"{TAB}_neg_prompt"
-    )
-    with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, elem_id="ccn_seed", min_width=100)
-        steps = gr.Slider(
-            1, STEP_LIMIT, STEPS, step=1, label="Steps", elem_id="ccn_steps", min_width=140
-        )
-        guidance = gr.Slider(
-            1, GUIDANCE_LIMIT, start.guidance_scale, step=0.5, label="Guidance", min_width=140
-        )
-    return [negative, seed, steps, guidance]
-
-
-def _examples(examples: list[Example]) -> Any:
-    return gr.Gallery(
-        [example_thumbnail(example) for example in examples],
-        label="Examples",
-        show_label=False,
-        columns=max(1, len(examples)),
-        height="auto",
-        allow_preview=False,
-        visible=bool(examples),
-        elem_id="ccn_examples",
-        elem_classes="ccn-small",
-        format="png",
-        buttons=[],
-    )
-
-
-def _units(studio: Studio) -> list[UnitControls]:
-    """The conditions, in the boxes that the badge counts as it does a WebUI's units."""
-    units = []
-    count = len(studio.names)
-    with gr.Column(elem_id=f"{TAB}_controlnet"):
-        with gr.Row():
-            units += [_unit(studio, number, is_on=True) for number in range(2)]
-        with gr.Accordion("A third condition", open=count > 2):
-            units.append(_unit(studio, 2, is_on=count > 2))
-    return units
-
-
-def _unit(studio: Studio, number: int, is_on: bool) -> UnitControls:
-    names = list(studio.names)
-    # The accordion's scripts read a unit by the names that ControlNet gives its controls.
-    unit = f"{TAB}_controlnet_ControlNet-{number}_controlnet"
-    with gr.Column(min_width=260):
-        with gr.Row():
-            box = gr.Checkbox(
-                is_on,
-                label="On",
-                elem_id=f"{unit}_enable_checkbox",
-                elem_classes="cnet-unit-enabled",
-                container=False,
-            )
-            net = gr.Dropdown(
-                names,
-                value=names[min(number, len(names) - 1)],
-                label="ControlNet",
-                show_label=False,
-                container=False,
-                elem_id=f"{unit}_model_dropdown",
-            )
-        paint = [*map(_hex, MAP_COLOURS.tolist())] if number == 1 else []
-        editor = gr.ImageEditor(
-            # Black says nothing, and white lines can be seen on it.
-            editor_value(Image.new("RGB", (CANVAS, CANVAS))),
-            label=f"Condition {number}",
-            type="pil",
-            image_mode="RGBA",
-            sources=("upload", "clipboard"),
-            transforms=(),
-            brush=gr.Brush(
-                default_size=64 if paint else 10,
-                colors=[*paint, _WHITE, _BLACK],
-                default_color=paint[0] if paint else _WHITE,
-            ),
-            layers=False,
-            canvas_size=(CANVAS, CANVAS),
-            fixed_canvas=True,
-            height=330,
-            format="png",
-            buttons=[],
-            elem_id=f"ccn_condition_{number}",
-            elem_classes="ccn-editor",
-        )
-    return UnitControls(box, net, editor)
-
-
-def _results(start: Start) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
-    plain, fused = start.finished or (None, None)
-    with gr.Row():
-        shown["plain"] = _picture(SUM, "ccn_plain", plain)
-        shown["fused"] = _picture(FUSED, "ccn_fused", fused)
-    with gr.Column(visible=False) as inside:
-        with gr.Row():
-            shown["step"] = gr.Slider(0, 1, 0, step=1, label="Step", elem_id="ccn_step")
-            shown["layer"] = gr.Slider(0, 1, 0, step=1, label="Residual", elem_id="ccn_layer")
-        with gr.Row():
-            with gr.Column(min_width=220):
-                shown["mask"] = _picture("Foreground mask at this step", "ccn_mask")
-                shown["mask_note"] = gr.HTML("")
-            with gr.Column(min_width=220):
-                shown["winner"] = _picture("Who wins where in this residual", "ccn_winner")
-                shown["winner_note"] = gr.HTML("", elem_id="ccn_winner_note")
-        gr.Markdown("Every residual at this step; click one to see it above.")
-        shown["layers"] = gr.Gallery(
-            label="Every residual",
-            show_label=False,
-            columns=7,
-            height="auto",
-            allow_preview=False,
-            elem_id="ccn_layers",
-            elem_classes="ccn-small",
-            format="png",
-            buttons=[],
-        )
-    shown["inside"] = inside
-    return shown
-
-
-def _picture(label: str, elem_id: str, picture: Image.Image | None = None) -> Any:
-    return gr.Image(
-        shown_picture(picture),
-        label=label,
-        type="pil",
-        format="png",
-        interactive=False,
-        elem_id=elem_id,
-        elem_classes="ccn-picture",
-        min_width=150,
-        buttons=["download", "fullscreen"],
-    )
-
-
-def _hex(colour: list[float]) -> str:
-    return "#" + "".join(f"{round(255 * c):02x}" for c in colour)

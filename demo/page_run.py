@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +19,19 @@ from torch import Tensor
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings, SettingsError
 
-from .demo_model import generate, native_size
-from .figure import to_image
+from .demo_model import generate, load_pipeline, native_size
+from .examples import bundled_examples
+from .figures import to_image
+from .options import BUNDLED_GUIDANCE, BUNDLED_MASK_REDUCTION
 from .page_record import Record
 
 log = logging.getLogger(__name__)
 
 SUM, FUSED = "Plain sum", "Cross-ControlNet"
+STEPS = 20
+# The first example, finished, which the page shows at first. `python -m demo.page_run` makes it
+# anew where the model or the method has changed; a test tells when it must.
+FIRST = Path(__file__).with_name("first")
 _PREVIEW = 32  # latents of at most this side are decoded for a preview
 
 
@@ -225,3 +232,37 @@ def _preview(pipe: Any) -> Tensor:
     vae = pipe.vae
     decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
     return (decoded[0].float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+def finished() -> tuple[Image.Image, Image.Image]:
+    """The plain sum and Cross-ControlNet's picture of the first example, in the model's size."""
+    plain, fused = (Image.open(FIRST / name).convert("RGB") for name in ("plain.png", "fused.png"))
+    return plain, fused
+
+
+def make_first() -> Outcome:
+    """Make the first example as the page would, with all that it shows at first."""
+    example = bundled_examples()[0]
+    order = Order(
+        prompt=example.prompt,
+        negative_prompt="",
+        seed=example.seed,
+        steps=STEPS,
+        guidance_scale=BUNDLED_GUIDANCE,
+        units=(UnitOrder(0, 0, example.foreground), UnitOrder(1, 1, example.background)),
+        settings=Settings(foreground_word=example.word, mask_reduction=BUNDLED_MASK_REDUCTION),
+    )
+    return Studio(load_pipeline(), ("outline", "regions")).make(order)
+
+
+def main() -> None:
+    """Write both pictures."""
+    outcome = make_first()
+    assert outcome.fused is not None
+    FIRST.mkdir(exist_ok=True)
+    outcome.plain.save(FIRST / "plain.png", optimize=True)
+    outcome.fused.save(FIRST / "fused.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

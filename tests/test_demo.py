@@ -24,8 +24,8 @@ from demo.demo_model import (
     without_controlnets,
 )
 from demo.examples import bundled_examples
-from demo.figure import Column, Row, draw_figure, overlay, to_image
-from demo.options import COLUMNS, parse
+from demo.figures import Column, Row, draw_figure, overlay, to_image
+from demo.options import COLUMNS, parse_demo
 from lib_ccn.settings import Settings, fields
 
 
@@ -129,7 +129,7 @@ def test_every_setting_has_an_option():
     options += ["--start-layer", "1", "--foreground-unit", "1", "--word", "red star"]
     options += ["--background-unit", "0"]
     options += ["--mask-source", "silhouette", "--mask-threshold", ".3"]
-    changed = parse(options).settings.to_dict(only_changed=True)
+    changed = parse_demo(options).settings.to_dict(only_changed=True)
     silent = {"enabled", "show_mask", "strict", "mask_image", "version"}
     assert {*changed, "enabled", "version"} == ({*fields()} - silent) | {"enabled", "version"}
     assert changed["delta"] == 0.5
@@ -137,20 +137,20 @@ def test_every_setting_has_an_option():
 
 
 def test_start_step_is_proportional_unless_given(tmp_path):
-    assert parse(["--steps", "50"]).settings.start_step == 5
-    assert parse(["--steps", "20"]).settings.start_step == 2
-    assert parse(["--steps", "20", "--start-step", "7"]).settings.start_step == 7
+    assert parse_demo(["--steps", "50"]).settings.start_step == 5
+    assert parse_demo(["--steps", "20"]).settings.start_step == 2
+    assert parse_demo(["--steps", "20", "--start-step", "7"]).settings.start_step == 7
     preset = tmp_path / "preset.json"
     preset.write_text(json.dumps({"start_step": 9, "delta": 0.2}))
-    both = parse(["--settings", str(preset), "--delta", "0.4"]).settings
+    both = parse_demo(["--settings", str(preset), "--delta", "0.4"]).settings
     assert (both.start_step, both.delta) == (9, 0.4)
-    assert parse(["--settings", '{"delta": 0.1}']).settings.delta == 0.1
+    assert parse_demo(["--settings", '{"delta": 0.1}']).settings.delta == 0.1
 
 
 def test_a_mask_image_is_read(tmp_path):
     path = tmp_path / "mask.png"
     Image.new("L", (4, 4), 255).save(path)
-    settings = parse(["--mask-source", "image", "--mask-image", str(path)]).settings
+    settings = parse_demo(["--mask-source", "image", "--mask-image", str(path)]).settings
     assert settings.mask_image == base64.b64encode(path.read_bytes()).decode()
 
 

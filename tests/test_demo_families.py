@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from demo.__main__ import main
+from demo.demo import load_family
 from demo.demo_model import BUNDLED, ModelError, generate, native_size
-from demo.families import load_family
-from demo.options import parse
+from demo.options import parse_demo
 from lib_ccn.families import FAMILIES
 from lib_ccn.hosts.diffusers import family_of
 from lib_ccn.settings import Settings, SettingsError
@@ -83,19 +83,19 @@ def test_saved_models_are_loaded_as_real_ones_are(family, tmp_path):
 
 
 def test_options_of_a_family():
-    flux = parse(["--family", "flux"])
+    flux = parse_demo(["--family", "flux"])
     assert (flux.steps, flux.guidance_scale) == (28, 3.5)
     assert flux.settings.to_dict(only_changed=True) == {
         "version": 2, "enabled": True, "delta": 0.5, "start_step": 3, "mask_source": "all"
     }  # fmt: skip
-    assert parse(["--family", "flux", "--steps", "14", "--delta", "0.6"]).settings.delta == 0.6
-    assert parse(["--family", "flux", "--steps", "14"]).settings.start_step == 1
-    sdxl = parse(["--family", "sdxl"])
+    assert parse_demo(["--family", "flux", "--steps", "14", "--delta", "0.6"]).settings.delta == 0.6
+    assert parse_demo(["--family", "flux", "--steps", "14"]).settings.start_step == 1
+    sdxl = parse_demo(["--family", "sdxl"])
     assert (sdxl.steps, sdxl.guidance_scale) == (20, 7.5)
     assert sdxl.settings == Settings(enabled=True, start_step=2)
     assert sdxl.random_weights
-    assert not parse([]).random_weights
-    assert not parse(["--family", "sdxl", "--model", "owner/model"]).random_weights
+    assert not parse_demo([]).random_weights
+    assert not parse_demo(["--family", "sdxl", "--model", "owner/model"]).random_weights
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from family_oracles import (
 )
 from tiny import conditions
 
+from benchmarks.random_models import random_sdxl
 from demo.demo_model import BUNDLED
-from demo.random_models import random_sdxl
 from lib_ccn.attention import self_attention_layers
 from lib_ccn.foreground import resize_mask, token_grid
 from lib_ccn.hosts.diffusers import cross_controlnet, family_of

@@ -9,8 +9,8 @@ from family_oracles import state
 from test_diffusers_sharing import FULL, OTHER, sibling_of
 from tiny import conditions, generate, tiny_pipeline
 
+from benchmarks.random_models import random_flux, random_sdxl
 from demo.demo_model import BUNDLED
-from demo.random_models import random_flux, random_sdxl
 from lib_ccn.hosts.diffusers import cross_controlnet
 
 

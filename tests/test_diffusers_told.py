@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import conditions, generate, tiny_pipeline
 
+from benchmarks.random_models import random_flux, random_sdxl
 from demo.demo_model import BUNDLED
-from demo.random_models import random_flux, random_sdxl
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import SettingsError
 

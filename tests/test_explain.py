@@ -8,19 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from demo import explain, explain_figures
+from demo import explain
 from demo.__main__ import main
 from demo.demo_model import BUNDLED
 from demo.examples import bundled_examples
-from demo.explain_figures import (
-    BOTH,
-    UNIT_COLOURS,
-    _central_token,
-    injection_figure,
-    winner_image,
-)
-from demo.watch import Explanation, Watched
-from lib_ccn.fusion import AVERAGED
+from demo.explain import Explanation, Watched, _central_token, injection_figure
+from demo.options import EXAMPLES, parse_explain
 from lib_ccn.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -52,11 +45,6 @@ def test_what_cannot_be_explained_is_refused(options, says, tmp_path, capsys):
     assert says in capsys.readouterr().err
 
 
-def test_decisions_have_their_colours():
-    image = winner_image(torch.tensor([[0, 1, AVERAGED]]))
-    assert [image.getpixel((x, 0)) for x in range(3)] == [*UNIT_COLOURS, BOTH]
-
-
 def test_the_central_token_is_the_deepest():
     inside = torch.zeros(6, 6, dtype=torch.bool)
     inside[1:6, 0:5] = True  # touches two edges of the picture, which count as outside
@@ -65,7 +53,7 @@ def test_the_central_token_is_the_deepest():
 
 def test_keys_are_shown_with_the_mask_of_their_own_step(monkeypatch):
     layer = SimpleNamespace(module=SimpleNamespace(heads=2))
-    monkeypatch.setattr(explain_figures, "self_attention_layers", lambda _net: [layer])
+    monkeypatch.setattr(explain, "self_attention_layers", lambda _net: [layer])
     config = SimpleNamespace(sample_size=8)
     pipe = SimpleNamespace(
         controlnet=SimpleNamespace(nets=[None, None]), unet=SimpleNamespace(config=config)
@@ -73,19 +61,24 @@ def test_keys_are_shown_with_the_mask_of_their_own_step(monkeypatch):
     work = Explanation(pipe, bundled_examples()[0], 20, 5, Settings())
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(3, 64, 64, generator=generator)
-    keys = [{0: torch.randn(1, 64, 8, generator=generator)} for _ in range(4)]
+    keys = [torch.randn(1, 64, 8, generator=generator) for _ in range(4)]
     early = torch.zeros(8, 8, dtype=torch.bool)
     early[1:4, 1:4] = True
 
     def figure(masks):
-        return injection_figure(work, Watched(picture, [], keys[:2], keys[2:], {}, masks))
+        return injection_figure(work, Watched([], keys[:2], keys[2:], {}, masks, picture))
 
     assert figure({5: early, 19: ~early}) == figure({5: early})
     assert figure({5: early}) != figure({5: ~early})
 
 
 def test_explain_has_its_defaults():
-    assert explain.parse([]).out == Path("docs/img")
+    assert parse_explain([]).out == Path("docs/img")
+
+
+def test_every_example_can_be_explained():
+    assert len(bundled_examples()) == EXAMPLES
+    assert parse_explain(["--example", str(EXAMPLES - 1)]).example == EXAMPLES - 1
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

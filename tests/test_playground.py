@@ -1,5 +1,7 @@
-"""The playground behind its page: what it reads, makes, records and shows. Needs no gradio."""
+"""The playground behind its page: what it reads, makes, records and shows."""
 
+import importlib
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,21 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from demo import page_first
-from demo import page_views as views
+from demo.command_line import keep_to_this_machine
 from demo.demo_model import generate, load_pipeline
 from demo.examples import bundled_examples
-from demo.figure import to_image
-from demo.page_command import keep_to_this_machine, starting_preset
-from demo.page_inputs import (
-    editor_value,
-    read_condition,
-    read_order,
-    shown_condition,
-)
-from demo.page_options import data_folder, parse
+from demo.figures import decision_image, to_image
+from demo.options import data_folder, parse_page
 from demo.page_record import Layer, Record
 from demo.page_run import (
+    FIRST,
     FUSED,
     SUM,
     Cancelled,
@@ -32,12 +27,20 @@ from demo.page_run import (
     Outcome,
     Studio,
     UnitOrder,
+    finished,
+    make_first,
 )
 from lib_ccn.fusion import AVERAGED, channel_fusion, pix_fusion
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.webui.presets import PresetStore
-from lib_ccn.winners import winners
+from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
+
+keep_to_this_machine(os.environ)
+pytest.importorskip("gradio", reason="gradio is not installed (requirements/playground.txt)")
+page = importlib.import_module("demo.page")
+controls = importlib.import_module("demo.page_controls")
+views = importlib.import_module("demo.page_events")
 
 NAMES = ("outline", "regions")
 STEPS = 3
@@ -77,12 +80,12 @@ class TestOptions:
     @pytest.mark.parametrize("port", ["80", "65536", "x", "-1"])
     def test_a_port_that_cannot_be_is_refused(self, port, capsys):
         with pytest.raises(SystemExit) as left:
-            parse([f"--port={port}"])
+            parse_page([f"--port={port}"])
         assert left.value.code == 2
         assert "--port" in capsys.readouterr().err
 
     def test_controlnets_add_up(self):
-        given = parse(["--controlnet", "a", "--controlnet", "b", "--port", "7999"])
+        given = parse_page(["--controlnet", "a", "--controlnet", "b", "--port", "7999"])
         assert given.controlnets == ["a", "b"]
         assert given.port == 7999
 
@@ -109,66 +112,73 @@ class TestStart:
 
     def test_the_first_start_saves_the_values_it_shows(self, tmp_path):
         store = PresetStore(tmp_path / "new")
-        name = starting_preset(store, bundled=True)
+        name = page.starting_preset(store, bundled=True)
         values = store.load(name)
         assert (values["start_step"], values["mask_reduction"]) == ("auto", 2)
 
     def test_a_model_of_ones_own_starts_as_the_paper(self, tmp_path):
         store = PresetStore(tmp_path / "new")
-        assert starting_preset(store, bundled=False) == "Paper (SD 1.5)"
+        assert page.starting_preset(store, bundled=False) == "Paper (SD 1.5)"
         assert not store.folder.exists()
 
     def test_a_preset_changed_by_the_user_stays(self, tmp_path):
         store = PresetStore(tmp_path)
-        name = starting_preset(store, bundled=True)
+        name = page.starting_preset(store, bundled=True)
         store.save(name, {"delta": 0.2})
-        assert starting_preset(store, bundled=True) == name
+        assert page.starting_preset(store, bundled=True) == name
         assert store.load(name)["delta"] == 0.2
 
     def test_a_folder_that_cannot_be_written_costs_the_preset_alone(self, tmp_path, capsys):
         file = tmp_path / "file"
         file.write_text("")
-        assert starting_preset(PresetStore(file / "below"), bundled=True) == ""
+        assert page.starting_preset(PresetStore(file / "below"), bundled=True) == ""
         assert "cannot be saved" in capsys.readouterr().err
 
 
 class TestFirst:
     def test_the_finished_example_is_what_the_page_makes(self):
-        made = page_first.make()
-        for shipped, own in zip(page_first.finished(), (made.plain, made.fused), strict=True):
+        made = make_first()
+        for shipped, own in zip(finished(), (made.plain, made.fused), strict=True):
             assert np.abs(pixels(shipped) - pixels(own)).mean() < 1
 
     def test_it_is_small(self):
-        sizes = [path.stat().st_size for path in page_first.FOLDER.iterdir()]
+        sizes = [path.stat().st_size for path in FIRST.iterdir()]
         assert sum(sizes) < 20_000
 
 
 class TestConditions:
     def test_what_the_editor_shows_is_read_back_exactly(self):
         condition = (bundled_examples()[0].background * 255).round() / 255
-        value = editor_value(shown_condition(condition))
+        value = controls.editor_value(controls.shown_condition(condition))
         assert value["background"].size == (512, 512)
-        assert torch.allclose(read_condition(value, 64), condition, atol=1e-6)
+        assert torch.allclose(controls.read_condition(value, 64), condition, atol=1e-6)
 
     def test_strokes_on_nothing_lie_on_black(self):
         canvas = Image.new("RGBA", (512, 512), (255, 255, 255, 0))
         canvas.paste((255, 255, 255, 255), (0, 0, 256, 512))
-        read = read_condition({"background": None, "layers": [], "composite": canvas}, 64)
+        read = controls.read_condition({"background": None, "layers": [], "composite": canvas}, 64)
         assert read[:, :, :32].min() == 1
         assert read[:, :, 32:].max() == 0
 
     @pytest.mark.parametrize(
-        "value", [None, editor_value(None), editor_value(Image.new("RGBA", (9, 9), (0, 0, 0, 0)))]
+        "value",
+        [
+            None,
+            controls.editor_value(None),
+            controls.editor_value(Image.new("RGBA", (9, 9), (0, 0, 0, 0))),
+        ],
     )
     def test_an_empty_editor_is_no_condition(self, value):
-        assert read_condition(value, 64) is None
+        assert controls.read_condition(value, 64) is None
 
     @pytest.mark.parametrize(("mode", "white"), [("I;16", 65535), ("I", 65535), ("F", 1.0)])
     def test_a_deep_map_keeps_its_range(self, mode, white):
         kind = {"I;16": "<u2", "I": "<i4", "F": "<f4"}[mode]
         ramp = torch.linspace(0, 1, 64).expand(64, 64)
         values = (ramp * white).numpy().astype(kind)
-        read = read_condition(editor_value(Image.frombytes(mode, (64, 64), values.tobytes())), 64)
+        read = controls.read_condition(
+            controls.editor_value(Image.frombytes(mode, (64, 64), values.tobytes())), 64
+        )
         assert (read - ramp).abs().max() < 1 / 255
 
     @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, SyntaxError, KeyError])
@@ -179,7 +189,7 @@ class TestConditions:
         picture = Image.new("RGB", (8, 8))
         monkeypatch.setattr(picture, "getexif", load)
         with pytest.raises(OrderError, match=r"Condition 1 cannot be used: .*as a test"):
-            read_order(
+            controls.read_order(
                 ("a star", "", 1, 3, 3.0), [(False, "", None), (True, "outline", picture)],
                 (True,), NAMES, 64,
             )  # fmt: skip
@@ -187,16 +197,16 @@ class TestConditions:
     @pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK", "I;16"])
     @pytest.mark.parametrize("size", [(300, 100), (1, 1), (100, 333)])
     def test_any_picture_becomes_a_square_of_the_model(self, mode, size):
-        read = read_condition(editor_value(Image.new(mode, size)), 64)
+        read = controls.read_condition(controls.editor_value(Image.new(mode, size)), 64)
         assert read.shape == (3, 64, 64)
 
 
 class TestOrders:
     def read(self, basics=("a star", "", 1, 3, 3.0), units=None, method=(True,)):
-        grey = editor_value(Image.new("RGB", (64, 64), (128, 128, 128)))
+        grey = controls.editor_value(Image.new("RGB", (64, 64), (128, 128, 128)))
         if units is None:
             units = [(True, "outline", grey), (False, "outline", None), (True, "regions", grey)]
-        return read_order(basics, units, method, NAMES, 64)
+        return controls.read_order(basics, units, method, NAMES, 64)
 
     def test_units_keep_their_numbers_and_nets(self):
         order = self.read()
@@ -232,7 +242,7 @@ class TestOrders:
             self.read(units=[(False, "outline", None), (True, "outline", None)])
 
     def test_an_unknown_controlnet_is_named(self):
-        grey = editor_value(Image.new("RGB", (8, 8)))
+        grey = controls.editor_value(Image.new("RGB", (8, 8)))
         with pytest.raises(OrderError, match="no ControlNet 'other'"):
             self.read(units=[(True, "other", grey)])
 
@@ -381,13 +391,13 @@ class TestViews:
 
     def test_a_layer_is_coloured_by_its_winners(self):
         decided = torch.tensor([[0, 1], [AVERAGED, 2]], dtype=torch.int8)
-        shown = pixels(views.decision_image(decided)).reshape(4, 3).tolist()
-        expected = [views.COLOURS[0], views.COLOURS[1], views.AVERAGED_COLOUR, views.COLOURS[2]]
+        shown = pixels(decision_image(decided)).reshape(4, 3).tolist()
+        expected = [COLOURS[0], COLOURS[1], AVERAGED_COLOUR, COLOURS[2]]
         assert shown == [list(colour) for colour in expected]
 
     def test_channels_fill_a_square(self):
         decided = torch.zeros(5, dtype=torch.int8)
-        shown = pixels(views.decision_image(decided))
+        shown = pixels(decision_image(decided))
         assert shown.shape == (2, 3, 3)
         assert shown[1, 2].tolist() == [255, 255, 255]
 

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import socket
+import threading
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import page_first, page_views
+from demo.command_line import keep_to_this_machine
 from demo.demo_model import load_pipeline
 from demo.examples import bundled_examples
-from demo.page_command import keep_to_this_machine, serve
-from demo.page_inputs import editor_value, received, shown_condition
-from demo.page_run import OrderError, Studio
+from demo.page_run import OrderError, Studio, finished
 from lib_ccn.settings import fields
 from lib_ccn.webui.arguments import PAGE
 from lib_ccn.webui.presets import PresetStore
@@ -29,9 +28,12 @@ from lib_ccn.webui.presets import PresetStore
 keep_to_this_machine(os.environ)
 pytest.importorskip("gradio", reason="gradio is not installed (requirements/playground.txt)")
 page = importlib.import_module("demo.page")
-Events = importlib.import_module("demo.page_events").Events
+controls = importlib.import_module("demo.page_controls")
+views = importlib.import_module("demo.page_events")
+Events = views.Events
 
 ROOT = Path(__file__).parents[1]
+CANCELLED = '<div class="ccn-said">Cancelled.</div>'
 WINDOW = SimpleNamespace(session_hash="a window")
 WORD = "#txt2img_cross_controlnet_foreground_word"
 
@@ -56,37 +58,41 @@ def events(studio):
 
 @pytest.fixture(scope="module")
 def made(studio, tmp_path_factory):
-    start = page.Start(bundled_examples(), 3.0, "", page_first.finished())
+    start = page.Start(bundled_examples(), 3.0, "", finished())
     return page.build(studio, PresetStore(tmp_path_factory.mktemp("presets")), start)
 
 
 @pytest.fixture(scope="module")
 def url(made):
-    url = serve(made, None, opens=False)
+    url = page.serve(made, None, opens=False)
     yield url
     made.close()
 
 
-def controls(**changes):
+def values(**changes):
     """The page's values in the order of the click."""
     example = bundled_examples()[0]
-    pictures = [editor_value(shown_condition(c)) for c in (example.foreground, example.background)]
-    values = {"prompt": example.prompt, "seed": 0, "steps": 2, "guidance": 3.0, "second": True}
-    values.update(changes)
+    pictures = [
+        controls.editor_value(controls.shown_condition(c))
+        for c in (example.foreground, example.background)
+    ]
+    given = {"prompt": example.prompt, "seed": 0, "steps": 2, "guidance": 3.0, "second": True}
+    given.update(changes)
     method = {name: fields()[name].default for name in PAGE}
     method.update({"enabled": True, "foreground_word": example.word, "start_step": 1})
     return [
-        *(values["prompt"], "", values["seed"], values["steps"], values["guidance"]),
+        *(given["prompt"], "", given["seed"], given["steps"], given["guidance"]),
         *(True, "outline", pictures[0]),
-        *(values["second"], "regions", pictures[1]),
+        *(given["second"], "regions", pictures[1]),
         *(False, "regions", None),
-        *(values.get(name, method[name]) for name in PAGE),
+        *(given.get(name, method[name]) for name in PAGE),
     ]
 
 
 def generate(events, window=WINDOW, outcome=None, **changes):
     """What a click on Generate gives, one after the other."""
-    return events.generate(window, outcome, lambda: controls(**changes))
+    events.ask(window)
+    return events.generate(window, outcome, lambda: values(**changes))
 
 
 def shown(update):
@@ -142,13 +148,13 @@ class TestEvents:
         if before == "an outcome":
             outcome = SimpleNamespace(plain=Image.new("RGB", (64, 64), "red"), fused=None)
         elif before == "the finished example":
-            events = Events(events._studio, [], page_first.finished())
+            events = Events(events._studio, [], finished())
         *_, last = generate(events, outcome=outcome, **changes)
         picture = shown(last)["plain"]
         if before == "nothing":
             assert picture is None
         else:
-            wanted = page_first.finished()[0] if outcome is None else outcome.plain
+            wanted = finished()[0] if outcome is None else outcome.plain
             assert np.array_equal(picture.resize((64, 64), 0), wanted)
 
     @pytest.mark.parametrize(("step", "layer"), [(None, 0), (-1, 0), (0, "x"), (99, 0), (0, 7.5)])
@@ -159,12 +165,13 @@ class TestEvents:
 
     def test_an_error_while_looking_is_said_in_words(self, events, monkeypatch):
         *_, last = generate(events)
-        monkeypatch.setattr(page_views, "mask_view", lambda *_: 1 / 0)
+        monkeypatch.setattr(views, "mask_view", lambda *_: 1 / 0)
         status = events.look(last[0], 0, 0)[-1]
         assert "Looking inside failed (ZeroDivisionError)" in status
 
     @pytest.mark.parametrize("values", [[], [None] * 3])
     def test_values_that_cannot_be_read_at_all_end_in_words(self, events, values):
+        events.ask(WINDOW)
         *_, last = events.generate(WINDOW, None, lambda: values)
         assert "The generation failed" in shown(last)["status"]
 
@@ -183,13 +190,32 @@ class TestEvents:
         events.cancel(SimpleNamespace(session_hash="another"))
         next(updates)
         events.cancel(WINDOW)
-        assert said(updates)[-1] == '<div class="ccn-said">Cancelled.</div>'
-        assert not events._running
+        assert said(updates)[-1] == CANCELLED
+        assert events.cancel(WINDOW) == page.gr.skip(), "nothing is left to be cancelled"
+
+    def test_cancel_withdraws_clicks_that_wait_for_their_turn(self, events, studio, monkeypatch):
+        first, second = generate(events), generate(events)
+        assert events.cancel(WINDOW) == CANCELLED
+        third = generate(events, seed=9)
+        monkeypatch.setattr(studio, "make", lambda *_: pytest.fail("it was withdrawn"))
+        for withdrawn in (first, second):
+            assert said(withdrawn) == [], "the third one's status stays"
+        monkeypatch.undo()
+        *_, last = third
+        assert last[0].order.seed == 9
+
+    def test_another_windows_click_is_not_withdrawn(self, events):
+        other = SimpleNamespace(session_hash="another")
+        updates = generate(events, window=other)
+        assert events.cancel(WINDOW) == page.gr.skip()
+        assert list(updates)[-1][0].fused is not None
 
     def test_a_window_that_is_closed_ends_its_generation(self, events, studio):
-        updates = generate(events, steps=60)
+        updates, waiting = generate(events, steps=60), generate(events)
         next(updates)
+        events.forget(WINDOW)
         updates.close()
+        assert said(waiting) == []
         other = list(generate(events, window=SimpleNamespace(session_hash="b")))
         assert other[-1][0].fused is not None
 
@@ -209,7 +235,7 @@ class TestReceived:
         editor = page.gr.ImageEditor(label="Condition 0", type="pil")
         sent = {"background": None, "layers": [], "composite": {"path": str(path)}}
         seed = page.gr.Number(0, minimum=0)
-        picture, number = received([editor, seed], [sent, -5])
+        picture, number = controls.received([editor, seed], [sent, -5])
         assert picture["composite"].size == (8, 8)
         assert number == -5
 
@@ -220,7 +246,7 @@ class TestReceived:
         editor = page.gr.ImageEditor(label="Condition 0", type="pil")
         sent = {"background": {"path": str(path)}, "layers": [], "composite": None}
         with pytest.raises(OrderError, match="Condition 0 cannot be used"):
-            received([editor], [sent])
+            controls.received([editor], [sent])
 
 
 class TestPage:
@@ -258,7 +284,7 @@ class TestServed:
 
     def test_a_taken_port_is_refused(self, url, made):
         port = int(url.rstrip("/").rpartition(":")[2])
-        assert serve(made, port, opens=False) is None
+        assert page.serve(made, port, opens=False) is None
 
 
 @pytest.fixture(scope="module")
@@ -378,6 +404,44 @@ class TestBrowser:
             return np.abs(self.pixels(shown_page, f"{place} canvas") - before).mean() > 20
 
         tools.until(differs, "the picture")
+
+    def test_cancel_withdraws_a_click_behind_another_windows(
+        self, tools, shown_page, studio, monkeypatch
+    ):
+        own, made, go = studio.make, [], threading.Event()
+
+        def make(order, *more):
+            made.append(order)
+            go.wait(120)
+            return own(order, *more)
+
+        monkeypatch.setattr(studio, "make", make)
+        driver = shown_page.driver
+        first = driver.current_window_handle
+        self.open(tools, shown_page)
+        shown_page.js(tools.SET_TEXT, shown_page.one("#ccn_steps input[type=number]"), "2")
+        shown_page.click("#txt2img_generate")
+        tools.until(lambda: made, "the first window's turn")
+        try:
+            driver.switch_to.new_window("tab")
+            self.open(tools, shown_page)
+            shown_page.click("#txt2img_generate")
+            tools.until(lambda: "Waiting" in shown_page.text("#ccn_status"), "the wait")
+            shown_page.settle()
+            shown_page.click("#ccn_cancel")
+            tools.until(lambda: shown_page.text("#ccn_status") == "Cancelled.", "the end of it")
+            go.set()
+            driver.switch_to.window(first)
+            tools.until(lambda: "star" in shown_page.text("#ccn_status"), "the summary", 120)
+            driver.switch_to.window(driver.window_handles[-1])
+            shown_page.settle()
+            assert shown_page.text("#ccn_status") == "Cancelled."
+            assert len(made) == 1
+        finally:
+            go.set()
+            driver.switch_to.window(driver.window_handles[-1])
+            driver.close()
+            driver.switch_to.window(first)
 
     def test_click_through(self, tools, shown_page):
         self.open(tools, shown_page)

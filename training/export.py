@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from demo.command_line import silence_libraries
 from demo.demo_model import (
     CONTROLNETS,
     ModelError,
@@ -21,7 +22,6 @@ from demo.demo_model import (
     save_pipeline_index,
     without_controlnets,
 )
-from demo.quiet import silence_libraries
 
 LIMIT = 25_000_000
 NETWORKS: dict[str, Any] = {

@@ -20,6 +20,7 @@ from demo.command_line import (
     leave,
     number,
     prepare_file,
+    silence_libraries,
     whole,
 )
 from demo.options import BUNDLED_MASK_REDUCTION
@@ -140,8 +141,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Make and measure the pictures; returns the exit status."""
-    from demo.quiet import silence_libraries
-
     silence_libraries()  # before what follows imports their pipelines
     import torch
     from diffusers import DDIMScheduler, UniPCMultistepScheduler
@@ -178,7 +177,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         _write_json(given, kinds, rows, apart, failed)
     if given.sheet:
-        from demo.figure import contact_sheet
+        from demo.figures import contact_sheet
 
         shown = {"outline": scenes.outline, "region map": scenes.region_map} | pictures
         contact_sheet([(n, p[:SHEET_PICTURES]) for n, p in shown.items()]).save(given.sheet)

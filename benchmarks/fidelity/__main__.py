@@ -1,12 +1,10 @@
 """`python -m benchmarks.fidelity`, as `python3 run.py bench fidelity`."""
 
-from demo.command_line import interruptible, leave
+from demo.command_line import interruptible, leave, silence_libraries
 
 
 def main() -> int:
     """Run the command; what it imports takes seconds."""
-    from demo.quiet import silence_libraries
-
     silence_libraries()  # before what follows imports their pipelines
     from benchmarks.fidelity import command
 

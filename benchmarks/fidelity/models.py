@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from demo.demo import load_family
 from demo.demo_model import BUNDLED, load_pipeline
-from demo.families import load_family
 
 
 def load(

@@ -16,7 +16,7 @@ from benchmarks.fidelity.pairs import CONFLICT
 from benchmarks.fidelity.runner import is_done, jobs
 from benchmarks.fidelity.scorers import Scorers
 from benchmarks.fidelity.store import Store
-from demo.random_models import random_sdxl
+from benchmarks.random_models import random_sdxl
 
 from . import QUICK
 

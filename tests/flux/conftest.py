@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.random_models import random_flux
+from benchmarks.random_models import random_flux
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from family_oracles import state
 from tiny import conditions
 
-from demo.random_models import random_flux
+from benchmarks.random_models import random_flux
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import SettingsError
 

@@ -17,7 +17,7 @@ from family_oracles import (
 )
 from tiny import conditions
 
-from demo.random_models import random_flux
+from benchmarks.random_models import random_flux
 from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.joint_attention import joint_attention_layers

@@ -8,7 +8,7 @@ import torch
 from family_oracles import NOTHING, dumped, joint_attention_oracle, state
 from tiny import conditions
 
-from demo.random_models import random_flux
+from benchmarks.random_models import random_flux
 from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet, family_of
 from lib_ccn.joint_attention import joint_attention_layers

@@ -1,7 +1,8 @@
-"""A table of pictures, drawn as a figure in a paper would be."""
+"""Pictures of tensors, and a table of them, drawn as a figure in a paper would be."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +13,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from PIL.ImageFont import FreeTypeFont
 from PIL.ImageFont import ImageFont as BitmapFont
 from torch import Tensor
+
+from lib_ccn.fusion import AVERAGED
+from lib_ccn.winners import AVERAGED_COLOUR, COLOURS
 
 PAPER = (255, 255, 255)
 INK = (28, 30, 34)
@@ -57,6 +61,26 @@ def overlay(picture: Image.Image, mask: Tensor | None) -> Image.Image:
     edge = ImageChops.difference(cover, cover.filter(ImageFilter.MinFilter(3)))
     shown = Image.composite(picture, faded, cover)
     return Image.composite(Image.new("RGB", picture.size, ACCENT), shown, edge)
+
+
+def heat_image(values: Tensor) -> Image.Image:
+    """A map [h, w] in [0, 1] from white to ink."""
+    amount = values.clamp(0, 1).cpu()[None]
+    low, high = (torch.tensor(c).view(3, 1, 1) / 255 for c in (PAPER, (20, 42, 84)))
+    return to_image(low + (high - low) * amount)
+
+
+def decision_image(decided: Tensor) -> Image.Image:
+    """Decisions [h, w], or [C] laid out in rows, in colours."""
+    if decided.ndim == 1:
+        columns = math.ceil(math.sqrt(len(decided)))
+        rows = math.ceil(len(decided) / columns)
+        padded = decided.new_full((rows * columns,), len(COLOURS))
+        padded[: len(decided)] = decided
+        decided = padded.view(rows, columns)
+    colours = torch.tensor([*COLOURS, (255, 255, 255), AVERAGED_COLOUR]).float() / 255
+    index = torch.where(decided == AVERAGED, len(COLOURS) + 1, decided.long())
+    return to_image(colours[index].movedim(-1, 0))
 
 
 def enlarged(picture: Image.Image, width: int) -> Image.Image:

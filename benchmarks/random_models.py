@@ -34,7 +34,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from .demo_model import BUNDLED
+from demo.demo_model import BUNDLED
 
 _WORDS = (
     "a an the over in front of and with on under behind only near star ring cross heart triangle "
