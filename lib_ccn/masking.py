@@ -1,49 +1,41 @@
-"""The word's mask over a generation: which word, and what the UNet's attention says of it.
+"""The word's mask over a generation: what the UNet's attention says of the foreground word.
 
 `foreground.py` has the formulas; here they meet the prompts of a batch.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .foreground import (
     CrossAttentionRecorder,
-    best_word,
     cut_map,
     reduced_grid,
     scaled_map,
     word_map,
 )
+from .foreground_word import ForegroundWord, Search
 from .fusion import smoothed_deviation
-from .prompt import Sought, TokenizedPrompt, Word, find_word, why_missing, words
+from .prompt import TokenizedPrompt
 from .settings import Settings, fields
 from .units import Call
-
-log = logging.getLogger(__name__)
 
 
 class WordMask:
     """Turns recorded cross-attention into a mask per picture.
 
     Args:
-        settings: `foreground_word` ("" chooses one), `mask_threshold`, `mask_reduction`,
-            `start_step`, a number.
+        settings: with a start step that is a number.
         recorder: of the backbone's attention to the prompt.
         prompts: one per picture, or one for all, or none where the host does not know them.
-        encode: token ids of a text, without special tokens.
+        word: says which word each prompt's is.
         note: takes a sentence for the user.
 
     Attributes:
-        chosen: for each prompt's index the word that its masks were made from, as the user or the
-            tokenizer writes it; several, where the prompt's editing made an automatic one change,
-            joined by commas; None where there was none so far.
         heat: the words' maps behind the latest mask, scaled to [0, 1], [pictures, H, W].
     """
 
@@ -52,20 +44,15 @@ class WordMask:
         settings: Settings,
         recorder: CrossAttentionRecorder,
         prompts: Sequence[TokenizedPrompt],
-        encode: Callable[[str], list[int]] | None,
+        word: ForegroundWord,
         note: Callable[[str], None],
     ) -> None:
         self.settings = settings
         self.recorder = recorder
         self.prompts = list(prompts)
-        self.encode = encode
+        self.word = word
         self.note = note
-        self.chosen: dict[int, str | None] = {}
         self.heat: Tensor | None = None
-        # By prompt index: the word in force, all those used so far; by text what was decided.
-        self._words: dict[int, Word | None] = {}
-        self._settled: dict[int, list[str]] = {}
-        self._decided: dict[tuple[int, TokenizedPrompt], Word | None] = {}
         self._scheduled = False
         self._grid: tuple[int, int] | None = None
         # What was recorded in this step, each with the pictures that its rows are of; by picture
@@ -128,7 +115,7 @@ class WordMask:
 
         Its deviation at the maps' own resolution. Nothing is waited for.
         """
-        if self.settings.foreground_word or not self._undecided or not self.recorder.recording:
+        if not self.recorder.recording or not self.word.is_open(self.prompts):
             return
         fitting = [r for r in residuals[:-1] if r.ndim == 4 and r.shape[-2:] == self._grid]
         if not fitting or len(fitting[-1]) != len(pictures):
@@ -158,8 +145,8 @@ class WordMask:
         tokens, *grid = taken[-1][1].shape[1:]
         pictures = range(self._count)
         searches = {
-            index: self._search(index, tokens)
-            for index in range(len(self.prompts))
+            index: self.word.search(index, prompt, tokens, self._scheduled)
+            for index, prompt in enumerate(self.prompts)
             if len(self.prompts) == 1 or index in pictures
         }
         maps, deviation = self._fetch(taken, searches.values())
@@ -168,7 +155,8 @@ class WordMask:
         for index, search in searches.items():
             rows = list(pictures) if len(self.prompts) == 1 else [index]
             shown = [deviation.get(picture) for picture in rows]
-            word = self._settled_word(index, search, maps[rows], shown, final)
+            prompt = self.prompts[index]
+            word = self.word.choose(index, prompt, search, maps[rows], shown, final)
             if word is not None:
                 heat[rows], usable[rows] = scaled_map(word_map(maps[rows], word.positions))
         self.heat = heat
@@ -193,7 +181,7 @@ class WordMask:
         ]
 
     def _fetch(
-        self, taken: Sequence[tuple[list[int], Tensor]], searches: Iterable[_Search]
+        self, taken: Sequence[tuple[list[int], Tensor]], searches: Iterable[Search]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """What the searches look at, on the CPU.
 
@@ -234,112 +222,6 @@ class WordMask:
         reduction = self.recorder.reduction
         return f"no mask: no cross-attention maps of the latent's size / {reduction}{hint}"
 
-    @property
-    def _undecided(self) -> bool:
-        return not self._decided.keys() >= set(enumerate(self.prompts))
-
-    def _search(self, index: int, tokens: int) -> _Search:
-        """The words to look for in maps of so many tokens."""
-        prompt = self.prompts[index]
-        if (index, prompt) in self._decided:
-            return _Search(_one(self._decided[index, prompt]))
-        problem = _problem(prompt, tokens)
-        if problem:
-            self.note(problem)
-            return _Search()
-        if self.settings.foreground_word:
-            return _Search(_one(self._named(prompt)))
-        if any(token.piece is None for token in prompt.tokens):
-            self.note("no automatic word with this text encoder: name one")
-            return _Search()
-        candidates = words(prompt)
-        # Where prompt editing has changed the rest, the foreground stays what it is.
-        kept = [word for word in candidates if word.text in self._settled.get(index, ())]
-        return _Search(tuple(kept[:1] or candidates), compares=not kept)
-
-    def _settled_word(
-        self,
-        index: int,
-        search: _Search,
-        maps: Tensor,
-        deviation: Sequence[Tensor | None],
-        final: bool,
-    ) -> Word | None:
-        """The foreground word of a prompt; an automatic one is settled when injection begins."""
-        prompt = self.prompts[index]
-        if (index, prompt) in self._decided:
-            self._words[index] = self._decided[index, prompt]
-            return self._words[index]
-        if search.compares:
-            word = self._automatic(search.words, maps, deviation, final)
-        else:
-            word = next(iter(search.words), None)
-        settled = self._settled.setdefault(index, [])
-        if self.settings.foreground_word or final:
-            self._words[index] = self._decided[index, prompt] = word
-            if word is not None and word.text not in settled:
-                settled.append(word.text)
-        provisional = [] if word is None else [word.text]
-        self.chosen[index] = ", ".join(settled or provisional) or None
-        return word
-
-    def _named(self, prompt: TokenizedPrompt) -> Word | None:
-        if self.encode is None:
-            self.note("the prompt's tokenizer is not known, so no word can be looked for")
-            return None
-        try:
-            word = Sought.of(self.settings.foreground_word, self.encode, prompt.literal)
-        except Exception as error:  # a host's tokenizer: it costs the word, not the fusion
-            given = self.settings.foreground_word
-            self.note(f"word '{given}' cannot be looked for ({type(error).__name__}: {error})")
-            return None
-        positions = find_word(prompt, word.ids)
-        if positions:
-            return Word(word.text, tuple(positions))
-        if not self._scheduled:
-            self.note(why_missing(prompt, word))
-        return None
-
-    def _automatic(
-        self,
-        candidates: Sequence[Word],
-        maps: Tensor,
-        deviation: Sequence[Tensor | None],
-        final: bool,
-    ) -> Word | None:
-        """The word whose maps [pictures, T, H, W] agree best with the unit's deviation."""
-        like = next((one for one in deviation if one is not None), None)
-        best = None
-        if candidates and like is not None:
-            nothing = torch.zeros_like(like)
-            target = torch.stack([nothing if one is None else one for one in deviation])
-            best = best_word(maps, candidates, target)
-        if best is not None:
-            word, agreement = best
-            if final:
-                log.debug(
-                    "Cross-ControlNet chose the foreground word '%s' (agreement %.2f)",
-                    word.text,
-                    agreement,
-                )
-            return word
-        if final and not candidates:
-            self.note("the prompt has no word that can name the foreground: no mask")
-        elif final:
-            self.note("no word of the prompt agrees with the foreground unit: no mask")
-        return None
-
-
-class _Search(NamedTuple):
-    """Words of a prompt to look for; `compares`: to find the best of them, else there is one."""
-
-    words: tuple[Word, ...] = ()
-    compares: bool = False
-
-
-def _one(word: Word | None) -> tuple[Word, ...]:
-    return () if word is None else (word,)
-
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors in float32 on the CPU: an accelerator is asked once, however many they are."""
@@ -349,11 +231,3 @@ def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat = torch.cat([tensor.to(like, torch.float32).flatten() for tensor in tensors]).cpu()
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def _problem(prompt: TokenizedPrompt, tokens: int) -> str:
-    """Why no word of this prompt can be looked for in maps of so many tokens, or ""."""
-    last = max((token.positions[-1] for token in prompt.tokens), default=0)
-    if last >= tokens:
-        return f"the prompt's tokens go beyond the {tokens} that the UNet gets: no mask"
-    return prompt.problem

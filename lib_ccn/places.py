@@ -24,7 +24,7 @@ class Place:
 
     Args:
         settings: with a start step that is a number.
-        word: says where the foreground word is.
+        maps: say where the foreground word is.
         unit: whose place it is; None where no unit is in front.
         image: bool [1 or pictures, H, W] for the mask source "image".
         note: takes a sentence for the user.
@@ -37,13 +37,13 @@ class Place:
     def __init__(
         self,
         settings: Settings,
-        word: WordMask,
+        maps: WordMask,
         unit: Unit | None,
         image: Tensor | None,
         note: Callable[[str], None],
     ) -> None:
         self.settings = settings
-        self.word = word
+        self.maps = maps
         self.unit = unit
         self.mask: Tensor | None = None
         self.usable: Tensor | None = None
@@ -51,7 +51,7 @@ class Place:
         self._note = note
         self._regions: dict[tuple[object, ...], Regions | None] = {}
         if settings.reads_word:
-            word.attach()
+            maps.attach()
 
     @property
     def is_known(self) -> bool:
@@ -61,19 +61,19 @@ class Place:
     @property
     def heat(self) -> Tensor | None:
         """The foreground word's map behind `mask`, float [pictures, H, W] in [0, 1], or None."""
-        return self.word.heat
+        return self.maps.heat
 
     @property
     def seconds(self) -> float:
         """That reading the word's maps took so far."""
-        return self.word.recorder.seconds
+        return self.maps.recorder.seconds
 
     def begin_step(self, call: Call) -> None:
         """A step begins with this call: see where the foreground is in it."""
         if not (self.settings.inject or self.settings.show_mask):
             return
         if self.settings.mask_source == "word":
-            found = self.word.next_mask(call.step)
+            found = self.maps.next_mask(call.step)
             if found is not None:
                 self._set(*found)
         elif self.mask is None:
@@ -130,26 +130,26 @@ class Place:
     def begin_call(self, call: Call) -> None:
         """Read what this UNet call says of the word, if that is of use for the next step."""
         if not call.whole:
-            self.word.pause()
+            self.maps.pause()
         elif self.settings.reads_word:
             if call.prompts is not None:
-                self.word.change_prompts(call.prompts)
+                self.maps.change_prompts(call.prompts)
             # The mask of step t is read at step t - 1: nothing is read before that is of use.
             due = self.settings.show_mask or call.step + 1 >= self.settings.injection_start
-            self.word.begin_call(call, due)
+            self.maps.begin_call(call, due)
 
     def observe(self, residuals: Sequence[Tensor], call: Call) -> None:
         """The unit has said this in this call: the automatic word is where it says most."""
         if self.settings.reads_word:
-            self.word.observe(residuals, call.pictures)
+            self.maps.observe(residuals, call.pictures)
 
     def pause(self) -> None:
         """Read nothing until the next `begin_call`."""
-        self.word.pause()
+        self.maps.pause()
 
     def close(self) -> None:
         """Remove every hook and let go of every tensor but the last mask and its map."""
-        self.word.detach()
+        self.maps.detach()
         self._regions.clear()
 
     def fronts(self) -> list[float]:
@@ -160,9 +160,9 @@ class Place:
 
     def words(self, pictures: int) -> list[str]:
         """The word that each picture's mask is from, "star" or "star (automatic)"; "" for none."""
-        several = len(self.word.prompts) > 1
+        several = len(self.maps.prompts) > 1
         how = "" if self.settings.foreground_word else " (automatic)"
-        found = (self.word.chosen.get(n if several else 0) for n in range(pictures))
+        found = (self.maps.word.chosen.get(n if several else 0) for n in range(pictures))
         return [f"{word}{how}" if word else "" for word in found]
 
     def told_words(self) -> list[str]:
@@ -170,5 +170,5 @@ class Place:
         if self.settings.mask_source != "word":
             return []
         how = "given" if self.settings.foreground_word else "automatic"
-        chosen = (self.word.chosen[prompt] for prompt in sorted(self.word.chosen))
+        chosen = (self.maps.word.chosen[prompt] for prompt in sorted(self.maps.word.chosen))
         return [f"{word} ({how})" for word in dict.fromkeys(filter(None, chosen))]

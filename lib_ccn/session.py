@@ -24,6 +24,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from .attention import UNET, AttentionForm, KeyValueStore
+from .foreground_word import ForegroundWord
 from .fusion import fuse_residuals
 from .masking import WordMask
 from .outcome import Account, Outcome
@@ -93,8 +94,9 @@ class Session:
             for reason in why_unreached(self.units, settings.start_layer):
                 self._explain(reason)
         recorder = attention.recorder(unet, settings.mask_reduction)
-        word = WordMask(settings, recorder, prompts, encode, self.note)
-        self.place = Place(settings, word, in_front(self.units), mask_image, self.note)
+        word = ForegroundWord(settings, encode, self.note)
+        maps = WordMask(settings, recorder, prompts, word, self.note)
+        self.place = Place(settings, maps, in_front(self.units), mask_image, self.note)
         self._call: Call | None = None
         self._step: int | None = None
         # Forge runs the ControlNets over the whole picture too before it does so tile by tile.

@@ -120,6 +120,6 @@ def test_tensors_of_the_method_are_let_go():
         generate(pipe)
         session = control.session
         assert not session._store, "keys and values are dropped when the residuals are fused"
-    assert session.place.word.recorder._sum is None
+    assert session.place.maps.recorder._sum is None
     assert not session.place._regions
     assert session.place.mask is not None, "the last mask stays, to be shown"

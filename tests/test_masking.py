@@ -5,6 +5,7 @@ import torch
 from clip_like import encode, piece
 
 from benchmarks.counting import counting
+from lib_ccn.foreground_word import ForegroundWord
 from lib_ccn.masking import WordMask
 from lib_ccn.prompt import TokenizedPrompt, tokenize
 from lib_ccn.settings import Settings
@@ -41,13 +42,9 @@ def watch():
     """Makes a word mask over such maps; `notes` is what it said."""
 
     def make(word, prompts, pictures=1, encoder=encode, tokens=77):
-        return WordMask(
-            Settings(foreground_word=word, start_step=5),
-            Maps(pictures, tokens),
-            prompts,
-            encoder,
-            notes.append,
-        )
+        settings = Settings(foreground_word=word, start_step=5)
+        chosen = ForegroundWord(settings, encoder, notes.append)
+        return WordMask(settings, Maps(pictures, tokens), prompts, chosen, notes.append)
 
     notes = []
     make.notes = notes
@@ -83,7 +80,7 @@ def test_a_word_that_comes_and_goes(watch, texts, word, usable, chosen):
     mask = watch(word, [read(texts[0])])
     got = [bool(a_step(mask, step, [read(text)])[1]) for step, text in enumerate(texts)]
     assert got == usable
-    assert mask.chosen == {0: chosen}
+    assert mask.word.chosen == {0: chosen}
     assert watch.notes == []
 
 
@@ -91,7 +88,7 @@ def test_a_prompt_that_stays_and_lacks_the_word_is_noted(watch):
     mask = watch("moon", [read("a red star")])
     assert not a_step(mask, 0)[1].any()
     assert watch.notes == ["word 'moon' is not in the prompt"]
-    assert mask.chosen == {0: None}
+    assert mask.word.chosen == {0: None}
 
 
 def test_each_picture_has_its_word(watch):
@@ -99,21 +96,21 @@ def test_each_picture_has_its_word(watch):
     mask = watch("star", prompts, pictures=3)
     _bits, usable = a_step(mask, 0, prompts, pictures=3)
     assert usable.tolist() == [True, False, True]
-    assert mask.chosen == {0: "star", 1: None, 2: "star"}
+    assert mask.word.chosen == {0: "star", 1: None, 2: "star"}
 
 
 def test_an_automatic_word_stays_while_prompt_editing_changes_the_rest(watch):
     mask = watch("", [read("a red star")])
     for step in range(5):  # until injection begins the choice is not settled
         a_step(mask, step, [read("a red star")])
-    assert mask.chosen == {0: "star"}
+    assert mask.word.chosen == {0: "star"}
     # The star has moved to where another word fits better; it is still the foreground.
     a_step(mask, 6, [read("star over sea")])
-    assert mask.chosen == {0: "star"}
+    assert mask.word.chosen == {0: "star"}
     # It is gone: another one is chosen, and both were used.
     a_step(mask, 7, [read("a blue field")])
     a_step(mask, 8, [read("a red star")])
-    assert mask.chosen == {0: "star, field"}
+    assert mask.word.chosen == {0: "star, field"}
     assert watch.notes == []
 
 

@@ -198,7 +198,7 @@ def test_the_layers_are_those_from_the_start_layer_on(unet, nets):
 @pytest.mark.parametrize(("given", "how"), [("", "star (automatic)"), ("star", "star (given)")])
 def test_the_word_is_told_with_how_it_was_chosen(unet, nets, given, how):
     session = a_session(unet, nets, mask_source="word", foreground_word=given)
-    session.place.word.chosen = {0: "star"}
+    session.place.maps.word.chosen = {0: "star"}
     session.place.mask = torch.tensor([[[True, False], [False, False]]])
     session.place.usable = torch.tensor([True])
     session.outcome.inject(1, 2, [0])
