@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scenes import COLOURS, REGION_NAMES, REGIONS, Scenes
+from .scenes import COLOURS, REGION_NAMES, REGIONS, Scenes, TwoObjects
 
 # Between the landscapes' largest chroma (0.26 to 0.33 as drawn) and an object's (above 0.45 within
 # its rim); on drawn scenes 0.38 gives IoU 0.96, and 0.93 after a blur.
@@ -51,13 +51,13 @@ def object_colour(picture: Tensor) -> list[str]:
 
     "" where there are fewer than 12 object pixels. Hues are compared, not shades.
     """
-    names, base = list(COLOURS), _pure(torch.tensor(list(COLOURS.values())))
+    names, base = list(COLOURS), pure(torch.tensor(list(COLOURS.values())))
     found = []
     for pixels, mask in zip(picture.float().movedim(1, -1), object_mask(picture), strict=True):
         if int(mask.sum()) < COLOUR_PIXELS:
             found.append("")
             continue
-        nearest = torch.cdist(_pure(pixels[mask]), base.to(pixels.device)).argmin(-1)
+        nearest = torch.cdist(pure(pixels[mask]), base.to(pixels.device)).argmin(-1)
         found.append(names[int(nearest.bincount(minlength=len(names)).argmax())])
     return found
 
@@ -73,7 +73,7 @@ def region_labels(picture: Tensor) -> Tensor:
     )
 
 
-def region_accuracy(picture: Tensor, scenes: Scenes) -> Tensor:
+def region_accuracy(picture: Tensor, scenes: Scenes | TwoObjects) -> Tensor:
     """The share of pixels outside the scene's own object whose region is right: [B].
 
     The object is widened by 2 pixels; what the picture shows as an object elsewhere is wrong.
@@ -82,7 +82,7 @@ def region_accuracy(picture: Tensor, scenes: Scenes) -> Tensor:
     return _mean_where(right.float(), ~widened(scenes.object_mask, _MARGIN))
 
 
-def outside_mse(picture: Tensor, scenes: Scenes) -> Tensor:
+def outside_mse(picture: Tensor, scenes: Scenes | TwoObjects) -> Tensor:
     """Mean squared error to the regions' own colours outside the scene's object: [B].
 
     The picture is blurred over 3x3, the object widened by 2 pixels, as in `region_accuracy`.
@@ -90,7 +90,7 @@ def outside_mse(picture: Tensor, scenes: Scenes) -> Tensor:
     return _mean_where(_region_error(picture, scenes), ~widened(scenes.object_mask, _MARGIN))
 
 
-def rim_mse(picture: Tensor, scenes: Scenes) -> Tensor:
+def rim_mse(picture: Tensor, scenes: Scenes | TwoObjects) -> Tensor:
     """As `outside_mse`, in the band from 2 to 5 pixels around the object alone: [B].
 
     A halo or a seam between object and landscape shows here first.
@@ -151,13 +151,13 @@ def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp_min(1)
 
 
-def _region_error(picture: Tensor, scenes: Scenes) -> Tensor:
+def _region_error(picture: Tensor, scenes: Scenes | TwoObjects) -> Tensor:
     """Squared distance of the blurred picture to its regions' own colours, per pixel [B, H, W]."""
     base = torch.tensor(list(REGIONS.values()))[scenes.regions].movedim(-1, 1)
     return (_blurred(picture) - base.to(picture.device)).square().mean(1)
 
 
-def _pure(colours: Tensor) -> Tensor:
+def pure(colours: Tensor) -> Tensor:
     """Colours [..., 3] scaled so that their largest channel is 1: the shade goes, the hue stays."""
     return colours / colours.amax(-1, keepdim=True).clamp_min(1e-6)
 

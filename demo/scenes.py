@@ -1,4 +1,4 @@
-"""The drawn world of the demo model: one object over a landscape of two or three regions.
+"""The drawn world of the demo model: one object, or two, over a landscape of two or three regions.
 
 Everything is drawn in batches from a seeded generator, so that training, the quality gates and the
 fidelity benchmark can make as many pictures as they like, and the same ones again. A scene comes
@@ -8,52 +8,46 @@ as a region of its own or, for a *conflict*, of a landscape that knows no object
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-SIZE = 64
-
-SHAPES = ("star", "ring", "cross", "heart", "triangle")
-COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.90, 0.10, 0.12),
-    "yellow": (0.96, 0.88, 0.08),
-    "green": (0.08, 0.75, 0.18),
-    "cyan": (0.06, 0.84, 0.88),
-    "blue": (0.12, 0.18, 0.92),
-    "pink": (0.93, 0.14, 0.78),
-}
-# Muted on purpose: chroma (max - min of R, G, B) tells an object from a landscape, see metrics.py.
-REGIONS: dict[str, tuple[float, float, float]] = {
-    "sky": (0.72, 0.81, 0.90),
-    "hills": (0.47, 0.41, 0.36),
-    "field": (0.50, 0.63, 0.38),
-    "sand": (0.86, 0.78, 0.60),
-    "water": (0.33, 0.46, 0.58),
-}
-REGION_NAMES = tuple(REGIONS)
-REGION_PHRASES = {
-    "sky": ("the sky", "a pale sky"),
-    "hills": ("hills", "brown hills"),
-    "field": ("a field", "a green field"),
-    "sand": ("sand", "golden sand"),
-    "water": ("water", "blue water"),
-}
-# Colours of the region map, one per region and the object's last, as in a segmentation palette.
-MAP_COLOURS = torch.tensor(
-    [
-        (0.27, 0.51, 0.71),
-        (0.45, 0.27, 0.14),
-        (0.42, 0.56, 0.14),
-        (0.96, 0.82, 0.40),
-        (0.00, 0.16, 0.55),
-        (0.86, 0.08, 0.24),
-    ]
+from .drawing import (
+    Things,
+    coverage,
+    draw_land,
+    draw_layouts,
+    draw_lights,
+    draw_turns,
+    edge,
+    integers,
+    object_distance,
+    paint_land,
+    paint_things,
+    region_indices,
+    sort_layout,
+    uniform,
 )
-_POLYGON = 40
+from .world import COLOURS, MAP_COLOURS, REGION_NAMES, REGION_PHRASES, REGIONS, SHAPES, SIZE
+
+__all__ = [
+    "COLOURS",
+    "MAP_COLOURS",
+    "REGIONS",
+    "REGION_NAMES",
+    "REGION_PHRASES",
+    "SHAPES",
+    "SIZE",
+    "Scenes",
+    "TwoObjects",
+    "draw",
+    "draw_two",
+]
+
+# Two objects: their radii, and the least that lies between them and around them.
+_TWO_RADII = (0.27, 0.42)
+_TWO_GAP, _MARGIN = 0.06, 0.05
 
 
 @dataclass(frozen=True)
@@ -85,6 +79,42 @@ class Scenes:
     named: list[tuple[str, ...]]
 
 
+@dataclass(frozen=True)
+class TwoObjects:
+    """A batch of B scenes of two objects side by side, unlike in shape and colour.
+
+    The caption names the first object first. `picture`, `region_map`, `landscape_map`, `regions`,
+    `captions` and `named` are as in `Scenes`; so are `outline` and `object_mask`, of both objects.
+
+    Attributes:
+        outlines: [B, 3, 64, 64] of each object alone.
+        masks: bool [B, 64, 64] of each object alone.
+        colours: B pairs of names of `COLOURS`.
+        shapes: B pairs of names of `SHAPES`.
+    """
+
+    picture: Tensor
+    outlines: tuple[Tensor, Tensor]
+    region_map: Tensor
+    landscape_map: Tensor
+    masks: tuple[Tensor, Tensor]
+    regions: Tensor
+    captions: list[str]
+    colours: list[tuple[str, str]]
+    shapes: list[tuple[str, str]]
+    named: list[tuple[str, ...]]
+
+    @property
+    def outline(self) -> Tensor:
+        """Both outlines in one condition: [B, 3, 64, 64]."""
+        return torch.maximum(*self.outlines)
+
+    @property
+    def object_mask(self) -> Tensor:
+        """Where either object is: bool [B, 64, 64]."""
+        return self.masks[0] | self.masks[1]
+
+
 def draw(count: int, generator: torch.Generator, object_free: float = 0.12) -> Scenes:
     """Draw `count` scenes.
 
@@ -93,37 +123,26 @@ def draw(count: int, generator: torch.Generator, object_free: float = 0.12) -> S
         generator: a CPU generator; the same state gives the same scenes.
         object_free: the share of scenes without an object.
     """
-    layout, regions = _landscape(count, generator)
-    background = _paint_landscape(regions, generator)
-
-    colours = torch.randint(len(COLOURS), (count,), generator=generator)
-    shapes = torch.randint(len(SHAPES), (count,), generator=generator)
+    land = draw_land(_layouts(count, generator), generator)
+    colours = integers(generator, len(COLOURS), count)
+    shapes = integers(generator, len(SHAPES), count)
     present = torch.rand(count, generator=generator) >= object_free
-    distance = _object_distance(shapes, generator)
-    coverage = (0.5 - distance * SIZE / 2).clamp(0, 1) * present[:, None, None]
-    line = (1.1 - (distance * SIZE / 2).abs()).clamp(0, 1) * present[:, None, None]
-    mask = coverage > 0.5
+    things = place_one(shapes, colours, generator)
+    regions = region_indices(land)
+    distance = object_distance(things.shapes, things.radius, things.centre, things.turn)
+    covered = coverage(distance) * present[:, None, None]
+    line = edge(distance) * present[:, None, None]
+    mask = covered > 0.5
+    picture = paint_over(paint_land(land, regions), things, distance, covered)
 
-    picture = background + coverage[:, None] * (
-        _paint_object(distance, colours, generator) - background
-    )
+    colour, shape = _names(things, present)
+    kinds = [f"a {c} {s}" if s else "" for c, s in zip(colour, shape, strict=True)]
+    captions, named = _captions(kinds, land.layout, generator)
     landscape_map = MAP_COLOURS[regions].movedim(-1, 1)
-    region_map = torch.where(mask[:, None], MAP_COLOURS[-1].view(1, 3, 1, 1), landscape_map)
-
-    colour_names, shape_names = list(COLOURS), list(SHAPES)
-    captions, colour, shape, named = [], [], [], []
-    for b in range(count):
-        visible = [REGION_NAMES[r] for r in layout[b]]
-        has_object = bool(present[b])
-        colour.append(colour_names[int(colours[b])] if has_object else "")
-        shape.append(shape_names[int(shapes[b])] if has_object else "")
-        caption, mentioned = _caption(colour[b], shape[b], visible, generator)
-        captions.append(caption)
-        named.append(mentioned)
     return Scenes(
         picture=picture.clamp(0, 1),
-        outline=line[:, None].expand(-1, 3, -1, -1).contiguous(),
-        region_map=region_map.contiguous(),
+        outline=_as_condition(line),
+        region_map=_with_objects(landscape_map, mask),
         landscape_map=landscape_map.contiguous(),
         object_mask=mask,
         regions=regions,
@@ -134,161 +153,145 @@ def draw(count: int, generator: torch.Generator, object_free: float = 0.12) -> S
     )
 
 
-def _uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
-    return torch.rand(*shape, generator=generator) * (high - low) + low
+def draw_two(count: int, generator: torch.Generator) -> TwoObjects:
+    """Draw `count` scenes of two objects; `generator` is a CPU generator."""
+    land = draw_land(draw_layouts(count, generator), generator)
+    pair = place_two(count, generator)
+    regions = region_indices(land)
+    picture = paint_land(land, regions)
+    lines, masks = [], []
+    for things in pair:
+        distance = object_distance(things.shapes, things.radius, things.centre, things.turn)
+        covered = coverage(distance)
+        picture = paint_over(picture, things, distance, covered)
+        lines.append(_as_condition(edge(distance)))
+        masks.append(covered > 0.5)
+    everywhere = torch.ones(count, dtype=torch.bool)
+    names = [_names(things, everywhere) for things in pair]
+    colours, shapes = (list(zip(*both, strict=True)) for both in zip(*names, strict=True))
+    kinds = [f"a {c} {s} and a {d} {t}" for (c, d), (s, t) in zip(colours, shapes, strict=True)]
+    captions, named = _captions(kinds, land.layout, generator)
+    landscape_map = MAP_COLOURS[regions].movedim(-1, 1)
+    return TwoObjects(
+        picture=picture.clamp(0, 1),
+        outlines=(lines[0], lines[1]),
+        region_map=_with_objects(landscape_map, masks[0] | masks[1]),
+        landscape_map=landscape_map.contiguous(),
+        masks=(masks[0], masks[1]),
+        regions=regions,
+        captions=captions,
+        colours=colours,
+        shapes=shapes,
+        named=named,
+    )
 
 
-def _grid() -> tuple[Tensor, Tensor]:
-    """x (rightwards) and y (downwards) of the pixel centres in (-1, 1), each [64, 64]."""
-    axis = (torch.arange(SIZE) + 0.5) * 2 / SIZE - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return x, y
+def place_one(shapes: Tensor, colours: Tensor, generator: torch.Generator) -> Things:
+    """Objects [B] of the given kinds, each alone in its picture, anywhere that it fits."""
+    count = len(shapes)
+    radius = uniform(generator, 0.42, 0.66, count)
+    reach = (0.95 - radius).clamp(max=0.5)
+    centre = uniform(generator, -1, 1, count, 2) * reach[:, None]
+    turn = draw_turns(shapes, generator)
+    return Things(shapes, colours, radius, centre, turn, draw_lights(count, generator))
 
 
-def _landscape(count: int, generator: torch.Generator) -> tuple[list[list[int]], Tensor]:
-    """Which regions each scene has, top to bottom, and the index of the region at each pixel."""
-    layout = []
+def place_two(count: int, generator: torch.Generator) -> tuple[Things, Things]:
+    """Two smaller objects in each of `count` pictures, apart from each other and of other kinds."""
+    shapes, colours = (_two_unlike(len(kinds), count, generator) for kinds in (SHAPES, COLOURS))
+    radii = uniform(generator, *_TWO_RADII, count, 2)
+    # Along one axis: a margin, the one, a gap, the other, a margin; what is over is shared out.
+    spare = 2 - 2 * _MARGIN - _TWO_GAP - 2 * radii.sum(1)
+    before, after = uniform(generator, 0, 1, count, 2).sort(1).values.unbind(1)
+    one = -1 + _MARGIN + before * spare + radii[:, 0]
+    two = one + radii.sum(1) + _TWO_GAP + (after - before) * spare
+    along = torch.stack([one, two], 1)
+    across = uniform(generator, -1, 1, count, 2) * (1 - _MARGIN - radii)
+    upright = (uniform(generator, 0, 1, count) < 0.5)[:, None]
+    x, y = torch.where(upright, across, along), torch.where(upright, along, across)
+    swapped = (uniform(generator, 0, 1, count) < 0.5)[:, None]
+    x, y, radii = (torch.where(swapped, value.flip(1), value) for value in (x, y, radii))
+    things = [
+        Things(
+            shapes[i],
+            colours[i],
+            radii[:, i],
+            torch.stack([x[:, i], y[:, i]], 1),
+            draw_turns(shapes[i], generator),
+            draw_lights(count, generator),
+        )
+        for i in range(2)
+    ]
+    return things[0], things[1]
+
+
+def paint_over(picture: Tensor, things: Things, distance: Tensor, covered: Tensor) -> Tensor:
+    """The pictures [B, 3, 64, 64] with an object over each, `covered` [B, 64, 64] of it."""
+    return picture + covered[:, None] * (paint_things(things, distance) - picture)
+
+
+def _two_unlike(kinds: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    first = integers(generator, kinds, count)
+    return first, (first + 1 + integers(generator, kinds - 1, count)) % kinds
+
+
+def _layouts(count: int, generator: torch.Generator) -> Tensor:
+    """As `draw_layouts`, scene by scene: the order of numbers that the first scenes had."""
+    layouts = []
     for _ in range(count):
         bands = 2 + int(torch.rand(1, generator=generator) < 0.4)
         chosen = torch.randperm(len(REGION_NAMES), generator=generator)[:bands].tolist()
-        # The sky is above everything, hills are above what lies flat.
-        layout.append(sorted(chosen, key=lambda r: (0, 1, 2, 2, 2)[r]))
-    x, y = _grid()
-    regions = torch.empty(count, SIZE, SIZE, dtype=torch.long)
-    upper = _uniform(generator, -0.35, 0.45, count)
-    amplitude = _uniform(generator, 0.02, 0.11, count, 2)
-    frequency = _uniform(generator, 1.5, 5.0, count, 2)
-    phase = _uniform(generator, 0, 2 * math.pi, count, 2)
-    gap = _uniform(generator, 0.55, 0.75, count)
-    for b, bands_of in enumerate(layout):
-        wave = amplitude[b, 0] * torch.sin(frequency[b, 0] * x + phase[b, 0]) + amplitude[
-            b, 1
-        ] * 0.5 * torch.sin(2.3 * frequency[b, 1] * x + phase[b, 1])
-        regions[b] = bands_of[0]
-        if len(bands_of) == 3:
-            first = upper[b] - 0.4
-            regions[b][y > first + wave] = bands_of[1]
-            regions[b][y > first + gap[b] - 0.6 * wave] = bands_of[2]
-        else:
-            regions[b][y > upper[b] + wave] = bands_of[1]
-    return layout, regions
+        row = sort_layout(chosen)
+        layouts.append(row + row[-1:] * (3 - bands))
+    return torch.tensor(layouts)
 
 
-def _value_noise(count: int, rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    coarse = torch.rand(count, 1, rows, columns, generator=generator) * 2 - 1
-    return F.interpolate(coarse, size=(SIZE, SIZE), mode="bilinear", align_corners=False)[:, 0]
-
-
-def _paint_landscape(regions: Tensor, generator: torch.Generator) -> Tensor:
-    count = regions.shape[0]
-    _, y = _grid()
-    tint = _uniform(generator, -0.04, 0.04, count, len(REGION_NAMES), 1)
-    base = torch.tensor(list(REGIONS.values()))[None] + tint  # [B, regions, 3]
-    picture = base[torch.arange(count)[:, None, None], regions].movedim(-1, 1)
-
-    ripple = torch.sin(40 * y + 3 * _value_noise(count, 6, 4, generator))
-    textures = (
-        0.06 * (y - 0.2) + 0.05 * _value_noise(count, 5, 3, generator),  # sky: paler to the horizon
-        0.08 * _value_noise(count, 9, 9, generator),  # hills: rocks
-        0.07 * _value_noise(count, 8, 32, generator),  # field: blades
-        0.05 * _value_noise(count, 32, 32, generator),  # sand: grains
-        0.05 * ripple,  # water: waves
+def _names(things: Things, present: Tensor) -> tuple[list[str], list[str]]:
+    """Names of colours and shapes, "" where no object is present."""
+    colours, shapes = list(COLOURS), SHAPES
+    there = present.tolist()
+    return (
+        [colours[c] if p else "" for c, p in zip(things.colours.tolist(), there, strict=True)],
+        [shapes[s] if p else "" for s, p in zip(things.shapes.tolist(), there, strict=True)],
     )
-    shade = torch.zeros(count, SIZE, SIZE)
-    for index, texture in enumerate(textures):
-        shade = torch.where(regions == index, texture.expand_as(shade), shade)
-    return picture + shade[:, None]
 
 
-def _paint_object(distance: Tensor, colours: Tensor, generator: torch.Generator) -> Tensor:
-    """The object's colour: a soft light from one side, darker towards its rim."""
-    count = distance.shape[0]
-    x, y = _grid()
-    angle = _uniform(generator, 0, 2 * math.pi, count, 1, 1)
-    light = 1.0 + 0.10 * (x * torch.cos(angle) + y * torch.sin(angle))
-    rim = 1 - 0.30 * torch.exp(-((distance * SIZE / 2) / 1.6).square())
-    base = torch.tensor(list(COLOURS.values()))[colours]
-    return base[:, :, None, None] * (light * rim)[:, None]
+def _as_condition(line: Tensor) -> Tensor:
+    return line[:, None].expand(-1, 3, -1, -1).contiguous()
 
 
-def _object_distance(shapes: Tensor, generator: torch.Generator) -> Tensor:
-    """Signed distance to each scene's object, in units of half the picture; negative inside."""
-    count = shapes.shape[0]
-    x, y = _grid()
-    radius = _uniform(generator, 0.42, 0.66, count)
-    reach = (0.95 - radius).clamp(max=0.5)
-    centre = (torch.rand(count, 2, generator=generator) * 2 - 1) * reach[:, None]
-    turn = _uniform(generator, -math.pi, math.pi, count)
-    # Hearts and triangles keep near to upright: turned at will they are hard to name by eye.
-    upright = (shapes == SHAPES.index("heart")) | (shapes == SHAPES.index("triangle"))
-    turn = torch.where(upright, turn * 0.15, turn)
-
-    outlines = torch.stack([_polygon(name) for name in SHAPES])[shapes]  # [B, 40, 2]
-    cos, sin = torch.cos(turn), torch.sin(turn)
-    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    corners = radius[:, None, None] * (outlines @ rotation.mT) + centre[:, None]
-    points = torch.stack([x, y], -1).view(1, -1, 2).expand(count, -1, -1)
-    distance = _polygon_distance(points, corners).view(count, SIZE, SIZE)
-
-    ring = (torch.hypot(x - centre[:, 0, None, None], y - centre[:, 1, None, None])) - (
-        0.76 * radius[:, None, None]
-    )
-    ring = ring.abs() - 0.24 * radius[:, None, None]
-    return torch.where((shapes == SHAPES.index("ring"))[:, None, None], ring, distance)
+def _with_objects(landscape_map: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask[:, None], MAP_COLOURS[-1].view(1, 3, 1, 1), landscape_map).contiguous()
 
 
-def _polygon(name: str) -> Tensor:
-    """Corners [40, 2] of a shape of radius 1 around the origin, y downwards."""
-    if name == "star":
-        angle = torch.arange(10) * math.pi / 5 - math.pi / 2
-        radius = torch.where(torch.arange(10) % 2 == 0, 1.0, 0.45)
-        corners = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -1)
-    elif name == "cross":
-        a, b = 0.30, 0.92
-        quarter = [(a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b)]
-        corners = torch.tensor(quarter + [(-px, -py) for px, py in quarter])
-    elif name == "heart":
-        t = torch.arange(_POLYGON) * 2 * math.pi / _POLYGON
-        px = 16 * torch.sin(t) ** 3
-        py = 13 * torch.cos(t) - 5 * torch.cos(2 * t) - 2 * torch.cos(3 * t) - torch.cos(4 * t)
-        corners = torch.stack([px, -py], -1) / 16.5
-    else:  # a triangle; the ring is not a polygon and its row is not used
-        angle = torch.arange(3) * 2 * math.pi / 3 - math.pi / 2
-        corners = torch.stack([torch.cos(angle), torch.sin(angle)], -1)
-    missing = _POLYGON - len(corners)
-    return torch.cat([corners, corners[-1:].expand(missing, 2)])
+def _captions(
+    things: list[str], layout: Tensor, generator: torch.Generator
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Captions and the regions that each names; `things` are "" where there is no object."""
+    captions, named = [], []
+    for thing, row in zip(things, layout.tolist(), strict=True):
+        visible = [REGION_NAMES[r] for r in dict.fromkeys(row)]
+        dice = torch.rand(4, generator=generator).tolist()
+        caption, mentioned = write_caption(thing, visible, dice)
+        captions.append(caption)
+        named.append(mentioned)
+    return captions, named
 
 
-def _polygon_distance(points: Tensor, corners: Tensor) -> Tensor:
-    """Signed distance [B, P] of points [B, P, 2] to closed polygons [B, V, 2], negative inside."""
-    nearest = torch.full(points.shape[:2], math.inf)
-    inside = torch.zeros(points.shape[:2], dtype=torch.bool)
-    px, py = points.unbind(-1)
-    for v in range(corners.shape[1]):
-        start, end = corners[:, v, None], corners[:, (v + 1) % corners.shape[1], None]
-        edge, offset = end - start, points - start
-        length = edge.square().sum(-1).clamp_min(1e-12)
-        along = ((offset * edge).sum(-1) / length).clamp(0, 1)
-        nearest = torch.minimum(nearest, (offset - edge * along[..., None]).square().sum(-1))
-        (ax, ay), (bx, by) = start.unbind(-1), end.unbind(-1)
-        straddles = (ay > py) != (by > py)
-        crossing = ax + (py - ay) / torch.where(ay == by, 1.0, by - ay) * (bx - ax)
-        inside ^= straddles & (px < crossing)
-    return torch.where(inside, -nearest.sqrt(), nearest.sqrt())
+def write_caption(thing: str, visible: list[str], dice: list[float]) -> tuple[str, tuple[str, ...]]:
+    """A caption and the regions it names; now and then it leaves some of them out.
 
-
-def _caption(
-    colour: str, shape: str, visible: list[str], generator: torch.Generator
-) -> tuple[str, tuple[str, ...]]:
-    """A caption and the regions it names; now and then it leaves some of them out."""
-    dice = torch.rand(4, generator=generator).tolist()
-    named = visible if dice[0] > 0.15 or not shape else visible[-1:]
+    Args:
+        thing: "a red star", "a red star and a blue ring", or "" without an object.
+        visible: the regions from top to bottom.
+        dice: three numbers in [0, 1): whether regions are left out, how they and the whole are put.
+    """
+    named = visible if dice[0] > 0.15 or not thing else visible[-1:]
     phrases = [REGION_PHRASES[r][int((dice[1] * (i + 3)) % 1 > 0.5)] for i, r in enumerate(named)]
     place = phrases[0]
     if len(phrases) > 1:
         place = ", ".join(phrases[:-1]) + " and " + phrases[-1]
-    if not shape:
+    if not thing:
         return place, tuple(named)
-    thing = f"a {colour} {shape}"
     form = "{} over {}" if dice[2] < 0.6 else ("{}, {}" if dice[2] < 0.8 else "{} in front of {}")
     return form.format(thing, place), tuple(named)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from demo.drawing import draw_land, draw_layouts, region_indices
 from demo.scenes import (
     COLOURS,
     MAP_COLOURS,
@@ -14,7 +15,9 @@ from demo.scenes import (
     SHAPES,
     SIZE,
     Scenes,
+    TwoObjects,
     draw,
+    draw_two,
 )
 
 
@@ -110,3 +113,65 @@ def test_the_object_has_its_colour(scenes):
             mean = scenes.picture[b][:, scenes.object_mask[b]].mean(1)
             distance = {n: float((mean - torch.tensor(c)).norm()) for n, c in COLOURS.items()}
             assert min(distance, key=distance.__getitem__) == scenes.colour[b]
+
+
+@pytest.fixture(scope="module")
+def two() -> TwoObjects:
+    return draw_two(96, torch.Generator().manual_seed(7))
+
+
+def test_two_objects_are_apart_whole_and_unlike(two):
+    assert not (two.masks[0] & two.masks[1]).any()
+    for mask in two.masks:
+        assert mask.flatten(1).sum(1).min() > 60
+        for edge in (mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]):
+            assert not edge.any()
+    assert all(a != b for a, b in [*two.colours, *two.shapes])
+    assert {name for pair in two.shapes for name in pair} == set(SHAPES)
+    # Neither is always left of the other, nor above it.
+    middle = [mask.float().argmax(1).float().mean(1) for mask in two.masks]
+    assert 0.2 < (middle[0] < middle[1]).float().mean() < 0.8
+
+
+def test_two_objects_have_a_caption_conditions_and_a_picture(two):
+    for b, caption in enumerate(two.captions):
+        (c, d), (s, t) = two.colours[b], two.shapes[b]
+        assert caption.startswith(f"a {c} {s} and a {d} {t}")
+    assert torch.equal(two.outline, two.outlines[0] + two.outlines[1])
+    assert torch.equal(two.object_mask, two.masks[0] | two.masks[1])
+    for mask, outline in zip(two.masks, two.outlines, strict=True):
+        grown = F.max_pool2d(mask[:, None].float(), 5, 1, 2)[:, 0] > 0.5
+        assert not ((outline[:, 0] > 0.5) & ~grown).any()
+    inside = two.object_mask[:, None].expand(-1, 3, -1, -1)
+    crimson = MAP_COLOURS[-1].view(1, 3, 1, 1).expand_as(two.region_map)
+    assert torch.equal(two.region_map[inside], crimson[inside])
+    assert torch.equal(two.region_map[~inside], two.landscape_map[~inside])
+    for b in range(16):
+        for number in range(2):
+            mean = two.picture[b][:, two.masks[number][b]].mean(1)
+            distance = {n: float((mean - torch.tensor(c)).norm()) for n, c in COLOURS.items()}
+            assert min(distance, key=distance.__getitem__) == two.colours[b][number]
+
+
+def test_landscapes_drawn_at_once_are_laid_out_as_those_drawn_singly(scenes):
+    layout = draw_layouts(512, torch.Generator().manual_seed(1))
+    three = layout[:, 1] != layout[:, 2]
+    assert 0.3 < three.float().mean() < 0.5
+    for row in layout.tolist():
+        names = [REGION_NAMES[i] for i in dict.fromkeys(row)]
+        assert len(names) >= 2
+        assert "sky" not in names[1:]
+        assert "hills" not in names[1:] or names[0] == "sky"
+    land = draw_land(layout, torch.Generator().manual_seed(1))
+    regions = region_indices(land)
+    for b in range(64):
+        assert set(regions[b].unique().tolist()) <= set(layout[b].tolist())
+    assert (regions[:, 0] == layout[:, :1]).all()
+
+
+def test_the_scenes_of_a_seed_stay_what_they_were():
+    scenes = drawn(1_000_225, 2, object_free=0)
+    assert scenes.captions[0] == "a blue heart in front of brown hills and blue water"
+    assert float(scenes.picture.mean()) == pytest.approx(0.5339677, abs=1e-5)
+    assert float(scenes.outline.mean()) == pytest.approx(0.0291454, abs=1e-5)
+    assert int(scenes.regions.sum()) == 17157

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from random_run import save_random_run
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from demo.demo_model import BUNDLED, ModelError, load_pipeline
-from demo.scenes import draw
+from demo import metrics
+from demo.demo_model import BUNDLED, CONTROLNETS, ModelError, load_pipeline
+from demo.drawing import draw_layouts
+from demo.scenes import COLOURS, REGION_NAMES, SHAPES, place_two, write_caption
 from training import export as exporting
-from training import gates, stages
-from training.data import ScenePool, tokenize
+from training import gates, loop, stages
+from training.captions import CaptionTokens
+from training.command import seconds_by_stage
+from training.data import Mix, ScenePool, draw_batch, outline_condition, tokenize
 from training.loop import Schedule, train
 from training.models import build_tokenizer, build_vae, noise_levels
-from training.stages import STAGES, Workshop
+from training.stages import STAGES, Options, Workshop
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +35,11 @@ def exported(tmp_path_factory) -> Path:
     return folder / "model"
 
 
-def workshop(folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int = 2) -> Workshop:
+def workshop(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Workshop:
     for stage in STAGES:
-        short = Schedule(steps=steps, batch=4, rate=1e-3, warmup=1)
+        short = Schedule(steps=2, batch=4, rate=1e-3, warmup=1)
         monkeypatch.setitem(stages.SCHEDULES, stage, short)
-    few = draw(64, torch.Generator().manual_seed(0))
-    monkeypatch.setattr(stages, "draw", lambda _count, _generator: few)
-    return Workshop(folder, "cpu", bfloat16=False, seed=0, scale=1.0, pool=64)
+    return Workshop(folder, Options(pool=16, chunk=8, **options))
 
 
 def weights(folder: Path, name: str) -> dict[str, Tensor]:
@@ -52,18 +57,46 @@ def test_every_stage_runs_and_the_run_becomes_a_model(tmp_path, monkeypatch):
     for name in ("vae", "unet", "text_encoder", "controlnet-outline", "controlnet-regions"):
         assert all(value.isfinite().all() for value in weights(run, name).values())
 
-    # Self-attention is the base model's in both ControlNets; the rest has moved.
+    # Each ControlNet is the base model's encoder to begin with, and moved from it on its own.
     base = weights(run, "unet")
     for name in ("controlnet-outline", "controlnet-regions"):
         own = weights(run, name)
-        kept = [key for key in own if ".attn1." in key]
-        assert kept
-        assert all(torch.equal(own[key], base[key]) for key in kept)
-        assert any(not torch.equal(own[key], base[key]) for key in own if key in base)
+        shared = [key for key in own if key in base and own[key].numel() > 1]
+        assert shared
+        assert any(".attn1." in key and not torch.equal(own[key], base[key]) for key in shared)
     outline, regions = weights(run, "controlnet-outline"), weights(run, "controlnet-regions")
     assert any(not torch.equal(outline[key], regions[key]) for key in outline)
 
     exporting.main(["--run", str(run), "--to", str(tmp_path / "model")])
+
+
+def test_self_attention_can_be_left_as_the_base_models(tmp_path, monkeypatch):
+    run = save_random_run(tmp_path)
+    workshop(run, monkeypatch, frozen_attention=True).run("outline")
+    base, own = weights(run, "unet"), weights(run, "controlnet-outline")
+    kept = [key for key in own if ".attn1." in key]
+    assert kept
+    assert all(torch.equal(own[key], base[key]) for key in kept)
+    assert any(not torch.equal(own[key], base[key]) for key in own if key in base)
+
+
+def test_as_many_steps_as_fit_into_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "TIMED_STEPS", 5)
+    now = iter(range(10**6))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(loop, "_now", lambda _tensor: 5.0 * next(now))
+    line = nn.Linear(1, 1)
+    schedule = Schedule(steps=1000, batch=1, rate=0.1, seconds=105.0)
+    # Steps 5 to 10 took from second 0 to second 5: a second each, and 100 are left.
+    train("line", [line], lambda _count: line(torch.ones(1)).sum(), schedule, tmp_path)
+    assert schedule.steps == 10 + 100
+    assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 110
+
+
+def test_stages_are_given_their_time_by_name():
+    assert seconds_by_stage("base=200,outline=.5") == {"base": 200.0, "outline": 0.5}
+    with pytest.raises(argparse.ArgumentTypeError, match="'shared' is not one of vae, base"):
+        seconds_by_stage("shared=3")
 
 
 def problem(steps: int, folder: Path) -> tuple[list[float], Tensor]:
@@ -111,14 +144,71 @@ def test_a_finished_stage_is_not_trained_again(tmp_path, monkeypatch):
 
 def test_the_pool_renews_itself(tmp_path):
     tokenizer = build_tokenizer(tmp_path)
-    pool = ScenePool(64, 8, build_vae().eval(), tokenizer, seed=1)
-    before = pool.data["latent"].clone()
+    pool = ScenePool(32, 8, build_vae().eval(), tokenizer, 1, Mix())
+    for turn in range(5):
+        before = pool.data["latent"].clone()
+        pool.renew()
+        changed = (pool.data["latent"] != before).flatten(1).any(1).nonzero().flatten()
+        assert changed.tolist() == list(range(8 * (turn % 4), 8 * (turn % 4) + 8))
     batch = pool.batch(16)
-    changed = (pool.data["latent"] != before).flatten(1).any(1)
-    assert changed.nonzero().flatten().tolist() == list(range(8))
     assert batch["latent"].shape == (16, 4, 32, 32)
     assert batch["tokens"].shape == (16, 77)
-    assert batch["outline"].dtype == batch["regions"].dtype == torch.uint8
+    assert batch["first"].dtype == batch["regions"].dtype == torch.uint8
+
+
+def test_scenes_drawn_for_training_agree_with_themselves(tmp_path):
+    tokenizer = build_tokenizer(tmp_path)
+    generator = torch.Generator().manual_seed(2)
+    captions = CaptionTokens(tokenizer, "cpu")
+    drawn = draw_batch(128, generator, captions, Mix(object_free=0.25, two=0.5, stranger=0.5))
+    assert drawn["picture"].min() >= 0
+    assert drawn["picture"].max() <= 1
+    objects = drawn["regions"] == len(REGION_NAMES)
+    # What is saturated in the picture is what the map shows as objects.
+    assert metrics.object_iou(drawn["picture"], objects).mean() > 0.9
+    has_one, has_two = (drawn[n].flatten(1).amax(1) > 0 for n in ("first", "second"))
+    assert torch.equal(objects.flatten(1).any(1), has_one)
+    assert not (has_two & ~has_one).any()
+    texts = [text.split() for text in tokenizer.batch_decode(drawn["tokens"], True)]
+    named = torch.tensor([sum(word in SHAPES for word in text) for text in texts])
+    assert torch.equal(named[has_one], 1 + has_two[has_one].long())
+    strangers = named[~has_one].float().mean()
+    assert 0.2 < strangers < 0.8
+    seen = {REGION_NAMES[i] for i in drawn["regions"].unique() if i < len(REGION_NAMES)}
+    assert seen == set(REGION_NAMES)
+
+
+def test_caption_tokens_are_those_of_the_caption(tmp_path):
+    tokenizer = build_tokenizer(tmp_path)
+    generator, count = torch.Generator().manual_seed(0), 200
+    layout, pair = draw_layouts(count, generator), place_two(count, generator)
+    present = torch.stack([torch.rand(count) < 0.8, torch.rand(count) < 0.5])
+    present[1] &= present[0]
+    dice = torch.rand(count, 3, generator=generator)
+    written = CaptionTokens(tokenizer, "cpu").write(pair, present, layout, dice)
+    captions = []
+    for b in range(count):
+        names = [
+            f"a {list(COLOURS)[things.colours[b]]} {SHAPES[things.shapes[b]]}"
+            for things, there in zip(pair, present[:, b], strict=True)
+            if there
+        ]
+        visible = [REGION_NAMES[r] for r in dict.fromkeys(layout[b].tolist())]
+        captions.append(write_caption(" and ".join(names), visible, dice[b].tolist())[0])
+    assert torch.equal(written, tokenize(tokenizer, captions))
+
+
+def test_an_outline_unit_sees_both_outlines_or_one():
+    first, second = torch.zeros(2, 200, 8, 8, dtype=torch.uint8)
+    first[:, 1], second[:100, 6] = 255, 255  # the other half has one object
+    torch.manual_seed(0)
+    condition = outline_condition({"first": first, "second": second})
+    assert condition.shape == (200, 3, 8, 8)
+    shown = condition[:, 0, (1, 6), 0]
+    kinds, counts = shown[:100].unique(dim=0, return_counts=True)
+    assert kinds.tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert counts.argmax() == 2
+    assert (shown[100:] == torch.tensor([1.0, 0.0])).all()
 
 
 def test_every_word_of_the_world_is_one_token(tmp_path):
@@ -134,6 +224,19 @@ def test_the_last_noise_level_leaves_next_to_nothing_of_the_picture():
     assert levels[-1] < 1e-3
 
 
+def dtypes(pipe: Any) -> set[torch.dtype]:
+    parts = (pipe.unet, pipe.text_encoder, pipe.vae, pipe.controlnet)
+    return {value.dtype for part in parts for value in part.parameters()}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_an_exported_model_loads_with_plain_diffusers_in_one_dtype(exported, dtype):
+    more = {} if dtype is None else {"torch_dtype": dtype}
+    nets = [ControlNetModel.from_pretrained(exported / name, **more) for name in CONTROLNETS]
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(exported, controlnet=nets, **more)
+    assert dtypes(pipe) == {dtype or torch.float32}
+
+
 def test_an_exported_model_is_small_complete_and_half_precision(exported):
     size = sum(file.stat().st_size for file in exported.rglob("*") if file.is_file())
     assert size <= exporting.LIMIT
@@ -142,9 +245,7 @@ def test_an_exported_model_is_small_complete_and_half_precision(exported):
         assert kinds <= {torch.float16, torch.int64}
         assert "_name_or_path" not in json.loads((exported / name / "config.json").read_text())
     pipe = load_pipeline(exported)
-    assert {p.dtype for p in pipe.unet.parameters()} == {torch.float32}
-    assert {p.dtype for p in pipe.text_encoder.parameters()} == {torch.float32}
-    assert {p.dtype for p in pipe.controlnet.parameters()} == {torch.float32}
+    assert dtypes(pipe) == {torch.float32}
     assert pipe.safety_checker is None
     exporting.check(exported, steps=1)
 

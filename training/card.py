@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 from training.gates import table
@@ -34,17 +33,17 @@ def parts_table(folder: Path) -> str:
 
 def stages_table(run: Path) -> tuple[str, float]:
     """Every stage with its length and losses, and the seconds of all."""
-    rows = ["| stage | steps | batch | rate | minutes | loss: first 50 | middle | last 50 |"]
+    rows = ["| stage | steps | batch | rate | seconds | loss: first 50 | middle | last 50 |"]
     rows += ["|---" * 8 + "|"]
     total = 0.0
     for stage, schedule in SCHEDULES.items():
         report = json.loads((run / f"{stage}.json").read_text("utf-8"))
-        seconds = torch.load(run / f"{stage}.pt", weights_only=True)["seconds"]
+        seconds = report["seconds"]
         total += seconds
         loss = report["loss"]
         rows.append(
             f"| {stage} | {report['steps']} | {report['batch']} | {schedule.rate:g} | "
-            f"{seconds / 60:.0f} | {loss[0]:.4f} | {loss[len(loss) // 2]:.4f} | {loss[-1]:.4f} |"
+            f"{seconds:.0f} | {loss[0]:.4f} | {loss[len(loss) // 2]:.4f} | {loss[-1]:.4f} |"
         )
     return "\n".join(rows), total
 
@@ -59,7 +58,7 @@ def card(run: Path, gates: dict[str, Any], folder: Path, notes: dict[str, str]) 
         parts=parts_table(folder),
         megabytes=size / 1e6,
         stages=stages,
-        hours=f"{seconds / 3600:.1f} hours",
+        minutes=f"{seconds / 60:.1f} minutes",
         machine=notes["machine"],
         scenes=how["scenes"],
         steps=how["steps"],

@@ -16,9 +16,8 @@ from demo.command_line import (
     prepare_folder,
     whole,
 )
-from training.data import CHUNK
 from training.loop import wait
-from training.stages import STAGES, Workshop
+from training.stages import STAGES, Options, Workshop
 
 SEED_LIMIT = 2**32 - 1  # of the first scenes; the processes' lie above it
 
@@ -44,14 +43,30 @@ def main(argv: list[str] | None = None) -> int:
         "--scale", type=number(0, 100), default=1.0, help="multiply every stage's steps"
     )
     parser.add_argument(
-        "--pool", type=whole(CHUNK, 2**24), default=16384, help="scenes kept at a time"
+        "--seconds",
+        type=seconds_by_stage,
+        default={},
+        metavar="STAGE=N,...",
+        help="instead of a stage's steps, as many as fit into N seconds",
+    )
+    parser.add_argument(
+        "--pool", type=whole(64, 2**24), default=16384, help="scenes kept at a time"
+    )
+    parser.add_argument("--chunk", type=whole(1, 2**16), default=64, help="scenes drawn at a time")
+    parser.add_argument(
+        "--reuse", type=whole(1, 1000), default=8, help="how often a scene is used on average"
+    )
+    parser.add_argument(
+        "--frozen-attention",
+        action="store_true",
+        help="leave the ControlNets' self-attention as the base model's",
     )
     arguments = parser.parse_args(argv)
     for stage in arguments.stages:
         if stage not in STAGES:
             parser.error(f"stage: {stage!r} is not one of {', '.join(STAGES)}")
-    if arguments.pool < CHUNK * arguments.processes:
-        parser.error(f"--pool: {arguments.pool} is less than {CHUNK} for every process")
+    if arguments.pool % (arguments.chunk * arguments.processes):
+        parser.error(f"--pool: {arguments.pool} is no multiple of every process's --chunk")
     try:
         prepare_folder("--out", arguments.out)
     except OutputError as error:
@@ -69,14 +84,31 @@ def work(index: int, arguments: argparse.Namespace) -> None:
         torch.set_num_threads(1)
         meeting = f"tcp://127.0.0.1:{arguments.port}"
         dist.init_process_group("gloo", meeting, rank=index, world_size=arguments.processes)
-    workshop = Workshop(
-        arguments.out,
-        arguments.device,
-        arguments.bfloat16,
-        arguments.seed,
-        arguments.scale,
-        arguments.pool,
+    options = Options(
+        device=arguments.device,
+        bfloat16=arguments.bfloat16,
+        seed=arguments.seed,
+        scale=arguments.scale,
+        seconds=arguments.seconds,
+        pool=arguments.pool,
+        chunk=arguments.chunk,
+        reuse=arguments.reuse,
+        frozen_attention=arguments.frozen_attention,
     )
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    workshop = Workshop(arguments.out, options)
     for stage in arguments.stages or STAGES:
         workshop.run(stage)
         wait()
+
+
+def seconds_by_stage(text: str) -> dict[str, float]:
+    """ "base=200,outline=50" as a dictionary; raises ArgumentTypeError."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        stage, _, value = part.partition("=")
+        if stage not in STAGES:
+            raise argparse.ArgumentTypeError(f"{stage!r} is not one of {', '.join(STAGES)}")
+        found[stage] = number(0, 10**6)(value)
+    return found

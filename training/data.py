@@ -1,77 +1,211 @@
-"""Scenes for training, drawn on the fly into a pool that is renewed while it is used."""
+"""Scenes for training, drawn on the device into a pool that is renewed while it is used."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from demo.scenes import draw
+from demo.drawing import (
+    coverage,
+    draw_land,
+    draw_layouts,
+    edge,
+    integers,
+    object_distance,
+    paint_land,
+    region_indices,
+    uniform,
+)
+from demo.scenes import paint_over, place_one, place_two
+from demo.world import COLOURS, MAP_COLOURS, REGION_NAMES, SHAPES, SIZE
+from training.captions import LENGTH, CaptionTokens
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from transformers import CLIPTokenizer
 
-CHUNK = 64
+OBJECT_FREE = 0.12
+TWO_OBJECTS = 0.30
 
 
-def draw_conditions(count: int, generator: torch.Generator) -> dict[str, Tensor | list[str]]:
-    """Pictures, conditions (uint8) and captions of `count` new scenes."""
-    scenes = draw(count, generator)
-    return {
-        "picture": scenes.picture,
-        "outline": (scenes.outline * 255).round().byte(),
-        "regions": (scenes.region_map * 255).round().byte(),
-        "captions": scenes.captions,
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the scenes drawn.
+
+    Attributes:
+        object_free: have no object.
+        two: of the rest, have two.
+        stranger: of the object-free, have a caption that names an object all the same.
+    """
+
+    object_free: float = OBJECT_FREE
+    two: float = TWO_OBJECTS
+    stranger: float = 0.0
+
+
+def draw_batch(
+    count: int, generator: torch.Generator, captions: CaptionTokens | None, mix: Mix
+) -> dict[str, Tensor]:
+    """`count` new scenes on the generator's device.
+
+    Returns:
+        `picture` [B, 3, 64, 64] in [0, 1]; `first` and `second` uint8 [B, 64, 64], the outlines
+        of the objects, black without; `regions` uint8 [B, 64, 64], indices into `MAP_COLOURS`,
+        the objects being the last; with `captions`, `tokens` long [B, 77].
+    """
+    land = draw_land(draw_layouts(count, generator), generator)
+    kinds = [integers(generator, len(k), count) for k in (SHAPES, COLOURS)]
+    one, pair = place_one(kinds[0], kinds[1], generator), place_two(count, generator)
+    has_object = uniform(generator, 0, 1, count) >= mix.object_free
+    two = has_object & (uniform(generator, 0, 1, count) < mix.two)
+    drawn = [
+        type(one)(
+            **{
+                name: torch.where(_as(two, value), getattr(pair[0], name), value)
+                for name, value in vars(one).items()
+            }
+        ),
+        pair[1],
+    ]
+    regions = region_indices(land)
+    picture, index, lines = paint_land(land, regions), regions, []
+    for things, there in zip(drawn, (has_object, two), strict=True):
+        distance = object_distance(things.shapes, things.radius, things.centre, things.turn)
+        covered = coverage(distance) * there[:, None, None]
+        picture = paint_over(picture, things, distance, covered)
+        index = torch.where(covered > 0.5, len(REGION_NAMES), index)
+        lines.append((edge(distance) * there[:, None, None] * 255).round().byte())
+    batch = {
+        "picture": picture.clamp(0, 1),
+        "first": lines[0],
+        "second": lines[1],
+        "regions": index.byte(),
     }
+    if captions is not None:
+        stranger = uniform(generator, 0, 1, count) < mix.stranger
+        named = torch.stack([has_object | stranger, two])
+        dice = uniform(generator, 0, 1, count, 3)
+        batch["tokens"] = captions.write((drawn[0], drawn[1]), named, land.layout, dice)
+    return batch
 
 
 class ScenePool:
-    """Latents, caption tokens and conditions of `size` scenes, some replaced at every batch.
+    """Latents, caption tokens and conditions of `size` scenes; `renew` replaces the oldest.
 
     Args:
-        size: scenes kept, a multiple of 64.
-        renew: how many scenes every batch replaces.
+        size: scenes kept, a multiple of `chunk`.
+        chunk: scenes drawn at a time.
         vae: encodes the pictures; the pool keeps scaled latents [4, 32, 32].
         tokenizer: makes the caption tokens [77].
-        seed: of the scenes, and of the choice among them.
+        seed: of the scenes.
+        mix: which scenes.
     """
 
     def __init__(
-        self, size: int, renew: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int
+        self,
+        size: int,
+        chunk: int,
+        vae: AutoencoderKL,
+        tokenizer: CLIPTokenizer,
+        seed: int,
+        mix: Mix,
     ) -> None:
-        self.vae, self.tokenizer, self.renew = vae, tokenizer, renew
-        self.generator = torch.Generator().manual_seed(seed)
-        self.oldest = 0
-        chunks = [self._new(CHUNK) for _ in range(size // CHUNK)]
-        self.data = {key: torch.cat([c[key] for c in chunks]) for key in chunks[0]}
-        self.size = len(self.data["latent"])
+        self.vae, self.chunk, self.mix = vae, chunk, mix
+        self.device = vae.device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.captions = CaptionTokens(tokenizer, self.device)
+        self.oldest, self.size = 0, size
+        first = self._new()
+        self.data = {key: value.new_empty((size, *value.shape[1:])) for key, value in first.items()}
+        for _ in range(0, size, chunk):
+            self._put(first)
+            first = self._new()
 
-    @torch.no_grad()
-    def _new(self, count: int) -> dict[str, Tensor]:
-        drawn = draw_conditions(count, self.generator)
-        picture = drawn.pop("picture")
-        device = self.vae.device
-        latent = self.vae.encode(picture.to(device) * 2 - 1).latent_dist.mode()
-        drawn["latent"] = (latent * self.vae.config.scaling_factor).cpu()
-        drawn["tokens"] = tokenize(self.tokenizer, drawn.pop("captions"))
-        return drawn
+    def renew(self) -> None:
+        """Replace the oldest `chunk` scenes by new ones, in place."""
+        self._put(self._new())
 
     def batch(self, count: int) -> dict[str, Tensor]:
-        """`count` scenes, drawn with replacement, after some of the oldest were replaced."""
-        if self.renew:
-            fresh = self._new(self.renew)
-            at = (torch.arange(self.renew) + self.oldest) % self.size
-            self.oldest = (self.oldest + self.renew) % self.size
-            for key, value in fresh.items():
-                self.data[key][at] = value
-        chosen = torch.randint(self.size, (count,), generator=self.generator)
+        """`count` scenes, drawn with replacement by the device's default generator."""
+        chosen = torch.randint(self.size, (count,), device=self.device)
         return {key: value[chosen] for key, value in self.data.items()}
+
+    def _put(self, scenes: dict[str, Tensor]) -> None:
+        for key, value in scenes.items():
+            self.data[key][self.oldest : self.oldest + self.chunk] = value
+        self.oldest = (self.oldest + self.chunk) % self.size
+
+    @torch.no_grad()
+    def _new(self) -> dict[str, Tensor]:
+        drawn = draw_batch(self.chunk, self.generator, self.captions, self.mix)
+        latent = self.vae.encode(drawn.pop("picture") * 2 - 1).latent_dist.mode()
+        drawn["latent"] = latent * self.vae.config.scaling_factor
+        return drawn
+
+
+class PicturePool:
+    """Quarters of pictures [3, 32, 32] for the autoencoder, which is convolutional.
+
+    Args:
+        size: kept, a multiple of `chunk`.
+        chunk: drawn at a time.
+        device: where they are drawn and kept.
+        seed: of the scenes and of where they are cut.
+    """
+
+    def __init__(self, size: int, chunk: int, device: str, seed: int) -> None:
+        self.chunk, self.device, self.size, self.oldest = chunk, device, size, 0
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.cut = torch.Generator().manual_seed(seed)
+        self.data = torch.empty(size, 3, SIZE // 2, SIZE // 2, device=device)
+        for _ in range(0, size, chunk):
+            self.renew()
+
+    def renew(self) -> None:
+        """Replace the oldest `chunk` of them, in place."""
+        left, top = torch.randint(SIZE // 2, (2,), generator=self.cut).tolist()
+        part = self.whole(self.chunk)[..., top : top + SIZE // 2, left : left + SIZE // 2]
+        self.data[self.oldest : self.oldest + self.chunk] = part
+        self.oldest = (self.oldest + self.chunk) % self.size
+
+    def whole(self, count: int) -> Tensor:
+        """New pictures [count, 3, 64, 64]."""
+        return draw_batch(count, self.generator, None, Mix())["picture"]
+
+    def batch(self, count: int) -> Tensor:
+        """`count` quarters, drawn with replacement by the device's default generator."""
+        return self.data[torch.randint(self.size, (count,), device=self.device)]
+
+
+def outline_condition(batch: dict[str, Tensor]) -> Tensor:
+    """White on black [B, 3, 64, 64]: every object's outline, or of two objects only one's."""
+    dice = torch.rand(len(batch["first"]), 1, 1, device=batch["first"].device)
+    both = torch.maximum(batch["first"], batch["second"])
+    single = batch["second"].flatten(1).amax(1)[:, None, None] == 0
+    line = torch.where(dice < 0.25, batch["first"], batch["second"])
+    line = torch.where(single | (dice >= 0.5), both, line)
+    return (line.float() / 255)[:, None].expand(-1, 3, -1, -1)
+
+
+def regions_condition(batch: dict[str, Tensor], palette: Tensor) -> Tensor:
+    """The region map [B, 3, 64, 64]; `palette` is `MAP_COLOURS` on the batch's device."""
+    return palette[batch["regions"].long()].movedim(-1, 1)
+
+
+def map_palette(device: str | torch.device) -> Tensor:
+    """`MAP_COLOURS` [6, 3] as 8-bit pictures hold them."""
+    return ((MAP_COLOURS * 255).round() / 255).to(device)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids [len(captions), 77], padded as the pipelines pad them."""
     return tokenizer(
-        captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
+
+
+def _as(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (like.ndim - 1))

@@ -52,7 +52,7 @@ def export(run: Path, to: Path) -> int:
         if broken:
             raise ModelError(f"{name} has weights that float16 cannot hold: {', '.join(broken)}")
         network.save_pretrained(to / name)
-        _forget_origin(to / name / "config.json")
+        _settle_config(to / name / "config.json")
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(run / name, to / name)
     save_pipeline_index(to)
@@ -74,10 +74,15 @@ def check(folder: Path, steps: int = 2) -> None:
             raise ModelError(f"{folder} makes pictures of shape {tuple(picture.shape)}, or NaN")
 
 
-def _forget_origin(path: Path) -> None:
-    """Leave out the folder that a part was loaded from: it says nothing to others."""
+def _settle_config(path: Path) -> None:
+    """Leave out where a part was loaded from, and let every part load in the same dtype.
+
+    transformers loads in the dtype that the config names, diffusers in float32 whatever the file's.
+    """
     config = json.loads(path.read_text("utf-8"))
     config.pop("_name_or_path", None)
+    if "dtype" in config:
+        config["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 

@@ -21,7 +21,8 @@ from demo.demo_model import (
     with_one_controlnet,
     without_controlnets,
 )
-from demo.scenes import Scenes
+from demo.recognise import colours_kept, object_shape, shape_fits
+from demo.scenes import SHAPES, Scenes, TwoObjects
 from lib_ccn.foreground import resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings
@@ -33,7 +34,7 @@ class Bench:
     """What every row shares: the pipeline, the scenes, the sampling."""
 
     pipe: Any
-    scenes: Scenes
+    scenes: Scenes | TwoObjects
     steps: int
     guidance_scale: float
     batch: int
@@ -55,12 +56,18 @@ class Bench:
         """Every measure of one picture per scene, averaged."""
         scenes = self.scenes
         found = zip(metrics.regions_present(picture), scenes.named, strict=True)
-        colours = zip(metrics.object_colour(picture), scenes.colour, strict=True)
-        return {
+        measured = {
             "iou": float(metrics.object_iou(picture, scenes.object_mask).mean()),
             "accuracy": float(metrics.region_accuracy(picture, scenes).mean()),
-            "colour": _mean([seen == meant for seen, meant in colours]),
             "regions": _mean([set(named) <= present for present, named in found]),
+        }
+        if isinstance(scenes, TwoObjects):
+            return measured | {"kept": float(colours_kept(picture, scenes).float().mean())}
+        colours = zip(metrics.object_colour(picture), scenes.colour, strict=True)
+        return measured | {
+            "colour": _mean([seen == meant for seen, meant in colours]),
+            "shape": min(_by_shape(scenes, _recognised(picture, scenes))),
+            "fit": min(_by_shape(scenes, _own_fit(picture, scenes))),
         }
 
     @torch.inference_mode()
@@ -118,6 +125,26 @@ def _reads_word(kind: Kind) -> bool:
     return bool(
         kind.settings and kind.settings.get("inject") and "mask_source" not in kind.settings
     )
+
+
+def _recognised(picture: Tensor, scenes: Scenes) -> list[float]:
+    """1 where the picture's object is recognised as the shape asked for."""
+    found = zip(object_shape(picture), scenes.shape, strict=True)
+    return [float(seen == meant) for seen, meant in found]
+
+
+def _own_fit(picture: Tensor, scenes: Scenes) -> list[float]:
+    """How well the shape asked for fits the picture's object."""
+    fits = shape_fits(metrics.object_mask(picture))
+    return [float(row[SHAPES.index(s)]) for row, s in zip(fits, scenes.shape, strict=True)]
+
+
+def _by_shape(scenes: Scenes, values: list[float]) -> list[float]:
+    """The mean of each shape's values."""
+    groups: dict[str, list[float]] = {}
+    for shape, value in zip(scenes.shape, values, strict=True):
+        groups.setdefault(shape, []).append(value)
+    return [_mean(group) for group in groups.values()]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,20 +1,27 @@
-"""Five stages: autoencoder, base model, a ControlNet for both conditions, then each its own."""
+"""Four stages: the autoencoder, the base model, and a ControlNet for each condition."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from demo.scenes import SIZE, draw
-from training.data import ScenePool, tokenize
+from training.data import (
+    Mix,
+    PicturePool,
+    ScenePool,
+    map_palette,
+    outline_condition,
+    regions_condition,
+    tokenize,
+)
 from training.loop import Schedule, rank, train, wait, world
 from training.models import (
     NOISE_SCHEDULE,
@@ -24,124 +31,150 @@ from training.models import (
     build_unet,
     build_vae,
     for_training,
+    layout_for,
     noise_levels,
 )
 
 SCHEDULES = {
-    "vae": Schedule(steps=2500, batch=16, rate=2e-3),
-    "base": Schedule(steps=5000, batch=32, rate=1.5e-3, warmup=200),
-    "shared": Schedule(steps=1200, batch=32, rate=5e-4),
-    "outline": Schedule(steps=600, batch=32, rate=1e-4),
-    "regions": Schedule(steps=600, batch=32, rate=1e-4),
+    "vae": Schedule(steps=2400, batch=64, rate=2e-3),
+    "base": Schedule(steps=8800, batch=128, rate=1.5e-3, warmup=300, ema=0.999),
+    "outline": Schedule(steps=1600, batch=128, rate=6e-4, warmup=200),
+    "regions": Schedule(steps=1600, batch=128, rate=6e-4, warmup=200),
 }
 STAGES = tuple(SCHEDULES)
 CAPTION_DROPOUT = 0.10
+# The region map is to be obeyed against the caption too: some captions name an object where
+# neither map nor picture has one.
+MIXES = {"regions": Mix(object_free=0.20, stranger=0.40)}
 
 
-class Workshop:
-    """Where a training run lives: its folder of finished parts, device, precision and seed.
+@dataclass(frozen=True)
+class Options:
+    """How a run is made.
 
-    Args:
-        folder: finished parts in diffusers' layout, checkpoints beside them.
+    Attributes:
         device: "cpu" or "cuda".
         bfloat16: autocast to bfloat16.
         seed: of everything random.
         scale: multiplies every stage's steps (for a quick trial).
+        seconds: by stage, instead of its steps.
         pool: how many scenes are kept at a time.
+        chunk: how many of them are drawn at a time.
+        reuse: how often a scene is used on average before it is replaced.
+        frozen_attention: leave the ControlNets' self-attention as the base model's.
     """
 
-    def __init__(
-        self, folder: Path, device: str, bfloat16: bool, seed: int, scale: float, pool: int
-    ) -> None:
-        self.folder, self.device, self.bfloat16 = folder, device, bfloat16
-        self.seed, self.scale, self.pool = seed, scale, pool
+    device: str = "cpu"
+    bfloat16: bool = False
+    seed: int = 0
+    scale: float = 1.0
+    seconds: dict[str, float] | None = None
+    pool: int = 16384
+    chunk: int = 64
+    reuse: int = 8
+    frozen_attention: bool = False
+
+
+class Workshop:
+    """Where a training run lives: its folder of finished parts, checkpoints beside them."""
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self.folder, self.options, self.device = folder, options, options.device
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, stage: str) -> None:
         """Run one stage of `STAGES`; what it needs must be finished."""
-        torch.manual_seed(self.seed + STAGES.index(stage))
+        torch.manual_seed(self.options.seed + STAGES.index(stage))
         planned = SCHEDULES[stage]
-        schedule = replace(planned, steps=max(1, round(planned.steps * self.scale)))
+        steps = max(1, round(planned.steps * self.options.scale))
+        schedule = replace(planned, steps=steps, seconds=(self.options.seconds or {}).get(stage))
         history = getattr(self, f"_{stage}")(schedule)
         if rank() == 0:
-            report = {"steps": schedule.steps, "batch": schedule.batch, "loss": history}
+            saved = torch.load(self.folder / f"{stage}.pt", weights_only=True, mmap=True)
+            report = {
+                "steps": schedule.steps,
+                "batch": schedule.batch,
+                "seconds": saved["seconds"],
+                "loss": history,
+            }
             (self.folder / f"{stage}.json").write_text(json.dumps(report), "utf-8")
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bfloat16)
+        # Without its cache, which a CUDA graph must not rely on; every weight is used once anyway.
+        return torch.autocast(
+            self.device, dtype=torch.bfloat16, enabled=self.options.bfloat16, cache_enabled=False
+        )
+
+    def _renewing(self, pool: ScenePool | PicturePool, batch: int) -> Callable[[int], None]:
+        """Renews the pool so that a scene is used `reuse` times on average."""
+        every = max(1, pool.chunk * self.options.reuse * world() // batch)
+
+        def between(step: int) -> None:
+            if step % every == 0:
+                pool.renew()
+
+        return between
 
     def _vae(self, schedule: Schedule) -> list[float]:
         vae = build_vae().to(self.device)
-        generator = torch.Generator().manual_seed(self.seed + 7919 * rank())
-        pictures = torch.cat([draw(64, generator).picture for _ in range(32)])
+        options = self.options
+        size = max(options.chunk, options.pool // world() // 4)
+        pool = PicturePool(size, options.chunk, self.device, options.seed + 7919 * rank())
 
         def loss_of(batch: int) -> Tensor:
-            # A quarter of each picture: the autoencoder is convolutional, and this is four times
-            # as fast as whole ones.
-            chosen = torch.randint(len(pictures), (batch,))
-            top, left = torch.randint(SIZE // 2, (2,)).tolist()
-            crop = pictures[chosen, :, top : top + SIZE // 2, left : left + SIZE // 2]
-            picture = crop.to(self.device) * 2 - 1
-            with self._autocast():
-                posterior = vae.encode(picture).latent_dist
-                restored = vae.decode(posterior.sample()).sample.float()
+            picture = pool.batch(batch) * 2 - 1
+            posterior = vae.encode(picture).latent_dist
+            restored = vae.decode(posterior.sample()).sample
             difference = restored - picture
             divergence = posterior.kl().mean() / posterior.mean[0].numel()
             return difference.abs().mean() + difference.square().mean() + 1e-3 * divergence
 
-        history = train("vae", [vae], loss_of, schedule, self.folder)
+        between = self._renewing(pool, schedule.batch)
+        history = train("vae", [vae], loss_of, schedule, self.folder, between)
         with torch.no_grad():
-            latents = vae.encode(pictures[:256].to(self.device) * 2 - 1).latent_dist.mode()
+            latents = vae.encode(pool.whole(256) * 2 - 1).latent_dist.mode()
         vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
         self._keep(vae, "vae")
         return history
 
     def _base(self, schedule: Schedule) -> list[float]:
-        if rank() == 0:
+        if rank() == 0 and not (self.folder / "tokenizer").is_dir():
             build_tokenizer(self.folder / "tokenizer")
         wait()
         tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
         encoder = build_text_encoder(tokenizer).to(self.device)
-        unet = for_training(build_unet()).to(self.device)
-        loss_of = self._denoising(tokenizer, encoder, lambda batch, *a: unet(*a).sample)
-        history = train("base", [unet, encoder], loss_of, schedule, self.folder)
+        unet = for_training(build_unet(), self.device)
+        pool = self._pool(tokenizer, Mix())
+        loss_of = self._denoising(pool, tokenizer, encoder, lambda batch, *a: unet(*a).sample)
+        between = self._renewing(pool, schedule.batch)
+        history = train("base", [unet, encoder], loss_of, schedule, self.folder, between)
         self._keep(unet, "unet")
         self._keep(encoder, "text_encoder")
         self._keep(DDIMScheduler(**NOISE_SCHEDULE), "scheduler")
         return history
 
-    def _shared(self, schedule: Schedule) -> list[float]:
-        return self._controlnet("shared", None, schedule)
-
     def _outline(self, schedule: Schedule) -> list[float]:
-        return self._controlnet("outline", "shared", schedule)
+        return self._controlnet("outline", schedule, outline_condition)
 
     def _regions(self, schedule: Schedule) -> list[float]:
-        return self._controlnet("regions", "shared", schedule)
+        palette = map_palette(self.device)
+        return self._controlnet("regions", schedule, lambda b: regions_condition(b, palette))
 
-    def _controlnet(self, name: str, start: str | None, schedule: Schedule) -> list[float]:
+    def _controlnet(
+        self, name: str, schedule: Schedule, condition_of: Callable[[dict[str, Tensor]], Tensor]
+    ) -> list[float]:
         tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
         encoder = self._finished(CLIPTextModel, "text_encoder")
-        unet = for_training(self._finished(UNet2DConditionModel, "unet"))
-        if start is None:
-            controlnet = build_controlnet(unet)
-        else:
-            controlnet = self._finished(ControlNetModel, f"controlnet-{start}")
-        controlnet = for_training(controlnet.to(self.device).train())
+        unet = for_training(self._finished(UNet2DConditionModel, "unet"), self.device)
+        controlnet = for_training(build_controlnet(unet).train(), self.device)
         controlnet.requires_grad_(True)
-        # The method compares the keys of one ControlNet with the queries of another: what makes
-        # them stays the base model's in both.
-        for path, module in controlnet.named_modules():
-            if path.endswith("attn1"):
-                module.requires_grad_(False)
+        if self.options.frozen_attention:
+            for path, module in controlnet.named_modules():
+                if path.endswith("attn1"):
+                    module.requires_grad_(False)
 
         def predict(batch: dict[str, Tensor], noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
-            condition = batch["outline" if name == "outline" else "regions"]
-            if name == "shared":
-                half = len(condition) // 2
-                condition = torch.cat([batch["outline"][:half], batch["regions"][half:]])
-            condition = condition.to(self.device).float() / 255
-            down, mid = controlnet(noisy, t, text, condition, return_dict=False)
+            down, mid = controlnet(noisy, t, text, condition_of(batch), return_dict=False)
             return unet(
                 noisy,
                 t,
@@ -150,8 +183,10 @@ class Workshop:
                 mid_block_additional_residual=mid,
             ).sample
 
-        loss_of = self._denoising(tokenizer, encoder, predict)
-        history = train(name, [controlnet], loss_of, schedule, self.folder)
+        pool = self._pool(tokenizer, MIXES.get(name, Mix()))
+        loss_of = self._denoising(pool, tokenizer, encoder, predict)
+        between = self._renewing(pool, schedule.batch)
+        history = train(name, [controlnet], loss_of, schedule, self.folder, between)
         self._keep(controlnet, f"controlnet-{name}")
         return history
 
@@ -163,30 +198,36 @@ class Workshop:
         model = kind.from_pretrained(self.folder / name, local_files_only=True)
         return model.to(self.device).eval().requires_grad_(False)
 
+    def _pool(self, tokenizer: CLIPTokenizer, mix: Mix) -> ScenePool:
+        vae = self._finished(AutoencoderKL, "vae")
+        options = self.options
+        size = max(options.chunk, options.pool // world())
+        return ScenePool(size, options.chunk, vae, tokenizer, options.seed + 7919 * rank(), mix)
+
     def _denoising(
         self,
+        pool: ScenePool,
         tokenizer: CLIPTokenizer,
         encoder: CLIPTextModel,
         predict: Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], Tensor],
     ) -> Callable[[int], Tensor]:
         """The v-prediction loss with min-SNR-5 weights (Hang et al., 2023)."""
-        vae = self._finished(AutoencoderKL, "vae")
-        pool = ScenePool(self.pool // world(), 4, vae, tokenizer, self.seed + 7919 * rank())
         alphas = noise_levels().to(self.device)
-        nothing = tokenize(tokenizer, [""])[0]
+        nothing = tokenize(tokenizer, [""]).to(self.device)
+        layout = layout_for(self.device)
 
         def loss_of(count: int) -> Tensor:
             batch = pool.batch(count)
-            clean = batch["latent"].to(self.device)
-            tokens = batch["tokens"]
-            tokens[torch.rand(count) < CAPTION_DROPOUT] = nothing
+            clean = batch["latent"]
+            dropped = torch.rand(count, 1, device=self.device) < CAPTION_DROPOUT
+            tokens = torch.where(dropped, nothing, batch["tokens"])
             t = torch.randint(1000, (count,), device=self.device)
             noise = torch.randn_like(clean)
             signal = alphas[t].sqrt().view(-1, 1, 1, 1)
             spread = (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
-            noisy = (signal * clean + spread * noise).to(memory_format=torch.channels_last)
+            noisy = (signal * clean + spread * noise).contiguous(memory_format=layout)
             with self._autocast():
-                text = encoder(tokens.to(self.device))[0]
+                text = encoder(tokens)[0]
                 velocity = predict(batch, noisy, t, text).float()
             error = F.mse_loss(velocity, signal * noise - spread * clean, reduction="none")
             snr = alphas[t] / (1 - alphas[t])
