@@ -22,6 +22,7 @@ from .hooks import (
     AttentionCalls,
     answered,
     compiled_within,
+    held,
     in_this_thread,
     why_unheard,
 )
@@ -163,9 +164,9 @@ def capture_keys_values(layers: Sequence[SelfAttention], store: KeyValueStore) -
 
     def record(name: str, projection: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
         if projection == "to_k":
-            keys[name] = output.detach()
+            keys[name] = held(output)
         elif name in keys:
-            store[name] = (keys.pop(name), output.detach())
+            store[name] = (keys.pop(name), held(output))
 
     with ExitStack() as undo:
         for layer in layers:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Container, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .fusion import smooth
-from .hooks import compiled_within, why_unheard
+from .hooks import compiled_within, held, why_unheard
+from .regions import batch_rows, sent
 
 # A map whose range is below this part of its largest value says nothing about place.
 _FLAT = 1e-5
@@ -39,13 +40,25 @@ class Word(Protocol):
 WordT = TypeVar("WordT", bound=Word)
 
 
+class _Kind(NamedTuple):
+    """What layers that are computed together have in common."""
+
+    heads: int
+    scale: float
+    query: torch.Size
+    key: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
 class CrossAttentionRecorder:
     """Mean cross-attention probabilities of a UNet's quarter-resolution layers.
 
     Every `attn2` is hooked at its `to_q` and `to_k`, whose outputs the host computes anyway, from
     `begin_call` to `pause` and for the thread that began the call: a UNet may be shared. A layer
     counts when its image tokens are as many as the grid (ceil(h/4), ceil(w/4)) of the latent has.
-    Memory is one map, one query.
+    Layers of one shape are computed together, at the end of a call or when what they take up
+    reaches a bound, see `at_a_time`.
 
     Calls of one step are averaged. A call whose maps have another shape (other rows, another text
     length, another latent size) starts the average anew: the latest shape wins.
@@ -73,7 +86,9 @@ class CrossAttentionRecorder:
         self._grid: tuple[int, int] | None = None
         self._rows: Tensor | slice = slice(0)
         self._batch = 0
-        self._pending: tuple[nn.Module, Tensor] | None = None
+        self._query: tuple[nn.Module, Tensor] | None = None
+        self._pending: dict[_Kind, list[tuple[Tensor, Tensor]]] = {}
+        self._elements = 0
         self._sum: Tensor | None = None
         self._sum_grid = (0, 0)
         self._count = 0
@@ -102,6 +117,7 @@ class CrossAttentionRecorder:
     def detach(self) -> None:
         """Remove the hooks and forget everything recorded; may be called at any time."""
         self._attached = False
+        self._pending.clear()
         self.pause()
         self._sum, self._count = None, 0
 
@@ -116,12 +132,13 @@ class CrossAttentionRecorder:
         self, latent_size: tuple[int, int], rows: Tensor | Sequence[int] | slice
     ) -> None:
         """Record the coming UNet call at `latent_size` (h, w) for the conditional `rows`."""
-        self._pending, self._rows, self._batch = None, slice(0), 0
+        self._compute()
+        self._query, self._rows, self._batch = None, slice(0), 0
         if isinstance(rows, slice):
             self._rows = rows
         elif len(rows):
-            self._rows = torch.as_tensor(rows)
-            self._batch = int(self._rows.max()) + 1
+            chosen = rows.tolist() if isinstance(rows, Tensor) else rows
+            self._rows, self._batch = batch_rows(chosen), max(chosen) + 1
         self._grid = reduced_grid(latent_size, self.reduction)
         self._thread = threading.get_ident()
         if self._attached and not self._handles:
@@ -129,10 +146,11 @@ class CrossAttentionRecorder:
 
     def pause(self) -> None:
         """Record nothing until the next `begin_call`; what was recorded stays."""
+        self._compute()
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._grid = self._pending = None
+        self._grid = self._query = None
 
     def hooks_on(self, layer: nn.Module) -> list[RemovableHandle]:
         """Listen to a layer's queries and keys."""
@@ -144,6 +162,7 @@ class CrossAttentionRecorder:
 
     def take(self) -> Tensor | None:
         """Mean probabilities [rows, T, H4, W4] in float32 since the last `take`, or None."""
+        self._compute()
         total, count, grid = self._sum, self._count, self._sum_grid
         self._sum, self._count = None, 0
         return None if total is None else (total / count).mT.unflatten(-1, grid)
@@ -157,40 +176,84 @@ class CrossAttentionRecorder:
         grid = self._grid
         if self._here and grid is not None and getattr(query, "ndim", 0) == 3:
             self.tokens.add(query.shape[1])
-            self._pending = (layer, query) if query.shape[1] == grid[0] * grid[1] else None
+            self._query = (layer, query) if query.shape[1] == grid[0] * grid[1] else None
 
     def _on_key(self, layer: nn.Module, _to_k: nn.Module, _args: Any, key: Any) -> None:
-        if not self._here or self._pending is None or self._pending[0] is not layer:
+        if not self._here or self._query is None or self._query[0] is not layer:
             return
-        query, self._pending = self._pending[1], None
-        began = time.perf_counter()
+        query, self._query = self._query[1], None
         try:
-            self._add(layer, query, key)
+            self._keep(layer, query, key)
         except Exception as error:  # the user's picture goes on; the session reads `.error`
-            self.error = error
-            self.pause()
-        self.seconds += time.perf_counter() - began
+            self._fail(error)
+        if self._elements > at_a_time(key.device):
+            self._compute()
 
-    @torch.no_grad()
-    def _add(self, layer: Any, query: Tensor, key: Tensor) -> None:
+    def _keep(self, layer: Any, query: Tensor, key: Tensor) -> None:
         if len(query) < self._batch:  # on CUDA a wrong index would be fatal
             raise IndexError(f"rows up to {self._batch - 1} in a batch of {len(query)}")
-        if isinstance(self._rows, Tensor):
-            self._rows = self._rows.to(query.device)
-        query, key = query[self._rows], key[self._rows]
-        if not len(query):
+        rows = self._rows
+        shown = len(range(len(query))[rows]) if isinstance(rows, slice) else len(rows)
+        if not shown:
             return
         heads = int(layer.heads)
-        scale = float(getattr(layer, "scale", 0.0) or (query.shape[-1] // heads) ** -0.5)
-        q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for t in (query, key))
-        logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
+        width = query.shape[2:].numel() // heads
+        scale = float(getattr(layer, "scale", 0.0) or width**-0.5)
+        kind = _Kind(heads, scale, query.shape, key.shape, query.dtype, query.device)
+        self._pending.setdefault(kind, []).append((held(query), held(key)))
+        self._elements += query.numel() + shown * heads * query.shape[1] * key.shape[1]
+
+    def _compute(self) -> None:
+        """What is pending becomes part of the average."""
+        pending, self._pending, self._elements = self._pending, {}, 0
+        if not pending:
+            return
+        began = time.perf_counter()
+        try:
+            for kind, layers in pending.items():
+                self._add(kind, layers)
+        except Exception as error:
+            self._fail(error)
+        self.seconds += time.perf_counter() - began
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self._pending.clear()
+        self.pause()
+
+    @torch.no_grad()
+    def _add(self, kind: _Kind, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        if isinstance(self._rows, Tensor):
+            self._rows = sent(self._rows, kind.device)
+        query, key = (
+            (torch.stack(of_all) if len(of_all) > 1 else of_all[0][None])[:, self._rows]
+            for of_all in zip(*layers, strict=True)
+        )
+        query, key = self.placed(query, key)
+        heads = kind.heads
+        q, k = (t.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 2) for t in (query, key))
+        logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=kind.scale)
         weights = logits.softmax(-1, dtype=torch.float32)
-        maps = weights.unflatten(0, (-1, heads)).mean(1)
+        maps = weights.unflatten(0, (len(layers), -1, heads)).sum((0, 2)) / heads
         if self._sum is None or self._sum.shape != maps.shape or self._sum_grid != self._grid:
             assert self._grid is not None
-            self._sum, self._sum_grid, self._count = torch.zeros_like(maps), self._grid, 0
-        self._sum += maps
-        self._count += 1
+            self._sum, self._sum_grid, self._count = maps, self._grid, len(layers)
+        else:
+            self._sum = self._sum + maps
+            self._count += len(layers)
+
+    def placed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [layers, rows, tokens, C] as the layers compare them."""
+        return query, key
+
+
+def at_a_time(device: torch.device) -> int:
+    """How many elements of queries and of attention may be kept to be computed together.
+
+    A launch for each layer would cost an accelerator more than its arithmetic; a processor has
+    the better of what is still in its cache.
+    """
+    return 0 if device.type == "cpu" else 2**25
 
 
 def word_map(maps: Tensor, positions: Sequence[int]) -> Tensor:

@@ -35,6 +35,11 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     return heard
 
 
+def held(t: Tensor) -> Tensor:
+    """A host's tensor to keep for a while, without what it was computed from."""
+    return t.detach() if t.requires_grad else t
+
+
 @contextmanager
 def answered(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
     """`owner.name(...)` is `answer(own, ...)` inside, in this thread; see `put_in_front`."""

@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .attention import InjectionTally, KeyValueStore, RegionsFor, SelfAttention
 from .foreground import CrossAttentionRecorder
-from .hooks import BY_COMPILATION, COMPILED, AttentionCalls, answered, compiled_within
+from .hooks import BY_COMPILATION, COMPILED, AttentionCalls, answered, compiled_within, held
 from .regions import Attend, Regions, attend_by_region
 
 
@@ -65,7 +65,7 @@ def capture_joint_keys_values(
     store.clear()
 
     def record(name: str, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        store[name] = (key.detach(), value.detach())
+        store[name] = (held(key), held(value))
         return attend(query, key, value)
 
     with ExitStack() as undo:
@@ -209,20 +209,20 @@ class JointAttentionRecorder(CrossAttentionRecorder):
     def _on_query(self, layer: nn.Module, _norm: nn.Module, _args: Any, query: Any) -> None:
         if self._here and self._grid is not None:
             fits = query.shape[1] == self._grid[0] * self._grid[1]
-            self._pending = (layer, query) if fits else None
+            self._query = (layer, query) if fits else None
 
-    @torch.no_grad()
-    def _add(self, layer: Any, query: Tensor, key: Tensor) -> None:
-        """`query` [B, image, heads, d] and text `key` [B, text, heads, d]."""
+    def placed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated; image queries and text keys are given as [layers, rows, tokens, heads, d]."""
         if self._rotation is not None:
             cos, sin = self._rotation
-            query = rotate(query, cos[-query.shape[1] :], sin[-query.shape[1] :])
-            key = rotate(key, cos[: key.shape[1]], sin[: key.shape[1]])
-        super()._add(layer, query.flatten(2), key.flatten(2))
+            tokens, text = query.shape[2], key.shape[2]
+            query = rotate(query, cos[-tokens:], sin[-tokens:])
+            key = rotate(key, cos[:text], sin[:text])
+        return query.flatten(-2), key.flatten(-2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [B, tokens, heads, d] whose pairs of neighbours are turned together.
+    """Rotary embedding of [..., tokens, heads, d] whose pairs of neighbours are turned together.
 
     `cos` and `sin` are [tokens, d], each angle twice.
     """

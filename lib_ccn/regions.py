@@ -90,7 +90,7 @@ class Regions:
     def _made_for(self, device: torch.device) -> tuple[list[RowGroup], Tensor | None]:
         members = self._members()
         order = (~self.foreground).to(torch.uint8).argsort(dim=1, stable=True)
-        order = _sent(order[0] if len(members) == 1 else order, device)
+        order = sent(order[0] if len(members) == 1 else order, device)
         counts = self.foreground.sum(1).tolist()
         groups = []
         for rows in members:
@@ -121,11 +121,8 @@ class Regions:
     def _batch(self, rows: Sequence[int], device: torch.device) -> slice | Tensor | None:
         if len(rows) == len(self.foreground):
             return None
-        step = rows[1] - rows[0] if len(rows) > 1 else 1
-        even = range(rows[0], rows[-1] + 1, step)
-        if list(even) == rows:
-            return slice(even.start, even.stop, step)
-        return _sent(torch.tensor(rows), device)
+        chosen = batch_rows(rows)
+        return sent(chosen, device) if isinstance(chosen, Tensor) else chosen
 
 
 def attend_by_region(
@@ -248,8 +245,19 @@ def put(out: Tensor, tokens: Tensor, part: Tensor, dim: int) -> None:
         out.index_copy_(dim, tokens, part)
 
 
-def _sent(indices: Tensor, device: torch.device) -> Tensor:
-    """On its way to the device; a copy from pageable memory would wait for the device's queue."""
+def batch_rows(rows: Sequence[int]) -> slice | Tensor:
+    """Rows of a batch as a slice where they are evenly spaced, so that taking them copies nothing.
+
+    Else as indices on the CPU.
+    """
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if step > 0 and list(rows) == list(range(rows[0], rows[-1] + 1, step)):
+        return slice(rows[0], rows[-1] + 1, step)
+    return torch.tensor(rows)
+
+
+def sent(indices: Tensor, device: torch.device) -> Tensor:
+    """On their way to the device; a copy from pageable memory would wait for the device's queue."""
     if device.type == "cuda":
         indices = indices.pin_memory()
     return indices.to(device, non_blocking=True)

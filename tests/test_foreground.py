@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_ccn.foreground import (
     CrossAttentionRecorder,
@@ -90,6 +91,65 @@ def test_maps_are_the_conditional_rows_mean_probabilities(unet, size, rows):
     assert maps.dtype is torch.float32
     torch.testing.assert_close(maps.double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(maps.sum(1), torch.ones_like(maps[:, 0]))
+
+
+def test_layers_are_computed_together_within_a_bound(unet, monkeypatch):
+    maps, added = [], []
+    own = CrossAttentionRecorder._add
+
+    def add(self, kind, layers):
+        added.append(len(layers))
+        own(self, kind, layers)
+
+    monkeypatch.setattr(CrossAttentionRecorder, "_add", add)
+    for bound in (2**25, 0):
+        monkeypatch.setattr("lib_ccn.foreground.at_a_time", lambda _device, bound=bound: bound)
+        with CrossAttentionRecorder(unet) as recorder:
+            recorder.begin_call((18, 26), [1, 2])
+            run(unet)
+            recorder.pause()
+            maps.append(recorder.take())
+    torch.testing.assert_close(*maps)
+    together, *alone = added
+    assert together > 1
+    assert alone == [1] * together
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [[2, 3], [3, 0, 1]], ids=["a stretch", "in disorder"])
+def test_a_call_is_read_in_few_operations_and_without_a_wait(rows):
+    """On the device "meta", where whoever asks for a number fails."""
+
+    class Attention(torch.nn.Module):
+        heads = 8
+
+        def __init__(self):
+            super().__init__()
+            self.to_q, self.to_k = torch.nn.Identity(), torch.nn.Identity()
+
+    network = torch.nn.ModuleDict({str(n): torch.nn.Module() for n in range(20)})
+    for part in network.values():
+        part.attn2 = Attention()
+    image, text = (torch.empty(4, tokens, 64, device="meta") for tokens in (256, 77))
+    with CrossAttentionRecorder(network) as recorder, Operations() as operations:
+        recorder.begin_call((64, 64), rows)
+        for part in network.values():
+            part.attn2.to_q(image)
+            part.attn2.to_k(text)
+        recorder.pause()
+        maps = recorder.take()
+    assert recorder.error is None
+    assert maps.shape == (len(rows), 77, 16, 16)
+    assert operations.count <= 25
 
 
 def test_another_reduction_takes_another_grid(unet):

@@ -121,5 +121,6 @@ def test_tensors_of_the_method_are_let_go():
         session = control.session
         assert not session._store, "keys and values are dropped when the residuals are fused"
     assert session.place.maps.recorder._sum is None
+    assert not session.place.maps.recorder._pending
     assert not session.place._regions
     assert session.place.mask is not None, "the last mask stays, to be shown"
