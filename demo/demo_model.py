@@ -17,7 +17,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-BUNDLED = Path(__file__).parents[1] / "models" / "demo"
+from . import ROOT
+
+BUNDLED = ROOT / "models" / "demo"
 CONTROLNETS = ("controlnet-outline", "controlnet-regions")
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 INDEX = "model_index.json"

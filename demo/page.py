@@ -21,6 +21,7 @@ from lib_ccn.webui.arguments import PAGE, unit_choices
 from lib_ccn.webui.preset_row import QUICK
 from lib_ccn.webui.presets import BUILT_IN, METHOD, PresetError, PresetStore
 
+from . import ROOT
 from . import page_controls as controls
 from .command_line import LOCAL
 from .demo_model import ModelError, load_pipeline
@@ -45,7 +46,6 @@ from .page_events import (
 )
 from .page_run import Studio, finished
 
-ROOT = Path(__file__).parents[1]
 TITLE = "Cross-ControlNet playground"
 UNITS = 3
 DEMO_PRESET = "Demo model"
