@@ -8,6 +8,7 @@ The 13 residual shapes are those of Stable Diffusion 1.5 at 512x512 with both gu
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,15 +17,27 @@ from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
 from lib_ccn.fusion import MODES, fuse_residuals
 
-SHAPES = (
-    *[(2, 320, 64, 64)] * 3,
-    (2, 320, 32, 32),
-    *[(2, 640, 32, 32)] * 2,
-    (2, 640, 16, 16),
-    *[(2, 1280, 16, 16)] * 2,
-    *[(2, 1280, 8, 8)] * 3,
-    (2, 1280, 8, 8),
-)
+Shape = tuple[int, int, int, int]
+
+
+def residual_shapes(channels: Sequence[int], latent: int, batch: int = 2) -> tuple[Shape, ...]:
+    """The residuals of a ControlNet with two blocks at each of its sizes, the middle one last.
+
+    Args:
+        channels: of each size, from the widest map to the narrowest.
+        latent: the side of the latents.
+        batch: rows, both halves of guidance.
+    """
+    shapes = [(batch, channels[0], latent, latent)]
+    for depth, here in enumerate(channels):
+        side = latent >> depth
+        shapes += [(batch, here, side, side)] * 2
+        shapes.append((batch, here, *[side // 2 if depth + 1 < len(channels) else side] * 2))
+    return tuple(shapes)
+
+
+SHAPES = residual_shapes((320, 640, 1280, 1280), 64)
+SDXL_SHAPES = residual_shapes((320, 640, 1280), 128)
 
 
 def sample_units(count: int, device: str, dtype: torch.dtype) -> list[list[torch.Tensor]]:

@@ -15,15 +15,20 @@ Common to every rule but the sum:
 * What is selected equals the winner's value exactly (but for the sign of a zero).
 * Who won is told on request: `decided` takes the decision, int8 [B, H, W], or [B, C] from
   ChannelFusion: a unit's place, or `AVERAGED` where several units have a share.
+* An accelerator is asked nothing, not even whether there is anything to leave out: it would have
+  to finish first what it has still to do. Only a CPU is (`_is_on_cpu`).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import numbers
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +38,116 @@ MODES = ("sum", "mean", "max", "pix", "pix+channel")
 AVERAGED = -1  # instead of a winner's number, in a decision
 
 Decided = Callable[[Tensor], None]  # takes a decision
+# Of each of N units, the layers that are fused together: residuals [B, C, H, W] of one shape.
+Units = Sequence[Sequence[Tensor]]
 
-_TINY = torch.finfo(torch.float32).tiny
+# No deviation of a sample that is in range (`_in_range`) is smaller, but 0.
+_TINY = 1e-30
+_NEGLIGIBLE = 1e-12  # a weight beside a larger one, in float32
+# Layers of one size are fused together up to so many elements, to save an accelerator launches.
+_GROUP_ELEMENTS = {"cpu": 0, "accelerator": 1 << 24}
 # Between these, the squares of a sample's deviations neither vanish nor overflow in float32.
 _TOTAL_RANGE = (1e-12, 1e18)
-# Layers of one shape are fused together up to so many elements, to save an accelerator launches.
-_GROUP_ELEMENTS = {"cpu": 0, "accelerator": 1 << 23}
+# Where torch's mean and deviation come in one pass, and those of equal numbers are exact.
+_RUNNING_MEAN = ("cuda", "meta")
+# A CPU takes so many elements at a time, so that what is made of them stays in its cache.
+_CACHE_ELEMENTS = 1 << 18
+
+
+class _Fused(NamedTuple):
+    """A residual [B, C, H, W], and who won in it: worked out when asked; None if nobody does."""
+
+    residual: Tensor
+    decision: Callable[[], Tensor] | None = None
+
+
+# --- The rules ---
+
+
+def _pix(units: Units, delta: float) -> _Fused:
+    """PixFusion, equations 1 to 4."""
+    pixels = _compared(units, smooth)
+    score = smooth(_normalised(pixels.deviation))
+    return _strongest(pixels, score, delta)
+
+
+def _max(units: Units, delta: float) -> _Fused:
+    """MaxFusion's output rule: the variance for the deviation, and nothing is smoothed."""
+    pixels = _compared(units, lambda features: features)
+    score = _normalised(_normalised(pixels.deviation).square())
+    return _strongest(pixels, score, delta)
+
+
+def _strongest(pixels: _Pixels, score: Tensor, delta: float) -> _Fused:
+    """Equation 4: the winner, or its mean with every unit whose cosine with it exceeds delta."""
+    count = len(pixels.units)
+    needed = delta if delta < 1 else 2.0  # no cosine exceeds 1, whatever its rounding
+    if pixels.holes is not None:
+        score.masked_fill_(pixels.holes, -1.0)
+        pixels.lengths.masked_fill_(pixels.holes, math.inf)
+    scores, lengths = score.chunk(count), pixels.lengths.chunk(count)
+    # No division: a zero length compares 0 > 0, and beside an infinite one nothing is greater.
+    agree = {
+        (i, j): torch.addcmul(product, lengths[i], lengths[j], value=-needed) > 0
+        for (i, j), product in pixels.products.items()
+    }
+    if count == 2:
+        (first, second), wins, both = pixels.units, scores[1] > scores[0], agree[0, 1]
+        # No `lerp` with weights 0, 0.5 and 1: on some devices its ends are no copies.
+        stronger = torch.where(wins, second, first)
+        fused = torch.where(both, torch.lerp(first, second, 0.5), stronger)
+        return _Fused(fused, lambda: _decision(wins, both)[:, 0])
+    winner = torch.stack(scores).argmax(0)
+    is_winner = [winner == i for i in range(count)]
+    members = list(is_winner)
+    for (i, j), both in agree.items():
+        members[i] = members[i] | both & is_winner[j]
+        members[j] = members[j] | both & is_winner[i]
+    chosen = torch.stack(members)
+    shared = chosen.sum(0)
+    fused = _blend(pixels.units, chosen.to(_wide(pixels.units[0].dtype)) / shared)
+    return _Fused(fused, lambda: _decision(winner, shared > 1)[:, 0])
+
+
+def _channel(units: Units, delta: float) -> _Fused:
+    """ChannelFusion, equations 6 to 8."""
+    channels = _compared_channels(units)
+    # Weights are the deviations; where there is none at all they are equal. A unit that is left
+    # out has no weight, and those that are there are compared with each other.
+    weights = channels.deviation.clamp_min(_TINY)
+    if channels.finite is not None:
+        weights = weights * channels.finite
+    weights = weights * (weights >= weights.amax(0) * max(delta, _NEGLIGIBLE))
+    weights = weights / weights.sum(0).clamp_min(_TINY)
+
+    def decision() -> Tensor:
+        several = (weights > 0).flatten(3).any(3).sum(0) > 1
+        return _decision(channels.deviation[..., 0, 0].argmax(0), several)
+
+    return _Fused(_blend(channels.units, weights), decision)
+
+
+def _mean(units: Units, delta: float) -> _Fused:
+    """The average over the units that are finite."""
+    if _is_on_cpu(units):
+        fused = _blend(_each(units), [1 / len(units)] * len(units))
+        # A sum that is not finite tells of an entry, or of numbers near the limit.
+        if bool(torch.isfinite(fused.sum(dtype=torch.float32))):
+            return _Fused(fused)
+    known, finite = _finite_only(units)
+    shares = finite.to(_wide(known.dtype)) / finite.sum(0).clamp_min(1)
+    return _Fused(_blend(known, shares))
+
+
+_RULES: dict[str, Callable[[Units, float], _Fused]] = {
+    "mean": _mean,
+    "max": _max,
+    "pix": _pix,
+    "channel": _channel,
+}
+
+
+# --- What others call ---
 
 
 def sum_fusion(residuals: Sequence[Tensor]) -> Tensor:
@@ -47,16 +156,9 @@ def sum_fusion(residuals: Sequence[Tensor]) -> Tensor:
     return functools.reduce(operator.add, residuals)
 
 
-@torch.no_grad()
 def mean_fusion(residuals: Sequence[Tensor]) -> Tensor:
     """Return the average over units, entry by entry. Takes and raises as `pix_fusion`."""
-    _check_residuals(residuals)
-    fused = _blend(residuals, [1 / len(residuals)] * len(residuals))
-    # One cheap reduction tells whether anything is not finite (or could be near the limit).
-    if bool(torch.isfinite(fused.sum(dtype=torch.float32))):
-        return fused
-    values, finite = _finite_only(residuals)
-    return _blend(values, _shares(finite, fused.dtype)).to(fused.dtype)
+    return _fuse_one("mean", residuals, 0.0, None)
 
 
 def pix_fusion(
@@ -80,7 +182,7 @@ def pix_fusion(
         TypeError: not tensors, not floating point, dtypes that differ, `delta` not a number.
         ValueError: N < 2, not 4-D, empty, shapes or devices that differ, `delta` outside 0..1.
     """
-    return _fuse_pixels(residuals, delta, smoothed=True, decided=decided)
+    return _fuse_one("pix", residuals, delta, decided)
 
 
 def max_fusion(
@@ -91,10 +193,9 @@ def max_fusion(
     As `pix_fusion`, with the normalised channel variance in place of the deviation and without
     smoothing. Arguments, result and errors are those of `pix_fusion`.
     """
-    return _fuse_pixels(residuals, delta, smoothed=False, decided=decided)
+    return _fuse_one("max", residuals, delta, decided)
 
 
-@torch.no_grad()
 def channel_fusion(
     residuals: Sequence[Tensor], delta: float = 0.7, decided: Decided | None = None
 ) -> Tensor:
@@ -105,25 +206,7 @@ def channel_fusion(
     mean. Arguments, result and errors are those of `pix_fusion`; `delta` = 0 blends every unit,
     1 only those that tie.
     """
-    _check_residuals(residuals)
-    delta = _checked_delta(delta)
-    deviation = torch.stack([_norm(_less_mean(unit.flatten(2), 2), 2) for unit in residuals])
-    if _in_range(deviation.sum(2)):
-        weights = _channel_weights(deviation[..., None, None], delta)
-        _tell(decided, deviation.argmax(0), weights[..., 0, 0] > 0)
-        return _blend(residuals, weights)
-    values, finite = _finite_only(residuals)
-    # The units' deviations are compared with each other, so that one scale serves them all.
-    scaled = values / _power_of_two(values, (0, 2, 3, 4))
-    mean = scaled.sum((3, 4), keepdim=True) / finite.sum((3, 4), keepdim=True).clamp_min(1)
-    known = torch.where(finite, scaled, mean).flatten(3)
-    deviation = torch.stack([_norm(_less_mean(unit, 2), 2) for unit in known])
-    # A unit that is left out ranks below every deviation, 0 included.
-    ranked = deviation[..., None, None].masked_fill(~finite, -1.0)
-    weights = _channel_weights(ranked, delta)
-    # Here an entry may be without some units; the channel's winner is told, not the entry's.
-    _tell(decided, deviation.argmax(0), (weights > 0).any(-1).any(-1))
-    return _blend(values, weights).to(residuals[0].dtype)
+    return _fuse_one("channel", residuals, delta, decided)
 
 
 def fuse_residuals(
@@ -157,14 +240,12 @@ def fuse_residuals(
         _check_residuals(layer, f"residual {index} by unit")
     if mode == "sum":
         return [sum_fusion(layer) for layer in layers]
-    if mode == "mean":
-        return _fuse_layers(layers, lambda layer, decided: mean_fusion(layer), None)
-    rule = functools.partial(max_fusion if mode == "max" else pix_fusion, delta=delta)
-    if mode != "pix+channel":
-        return _fuse_layers(layers, rule, decided)
-    last = len(layers) - 1
-    tell = None if decided is None else functools.partial(decided, last)
-    return [*_fuse_layers(layers[:-1], rule, decided), channel_fusion(layers[-1], delta, tell)]
+    down, middle = (layers[:-1], layers[-1:]) if mode == "pix+channel" else (layers, [])
+    fused = _fuse("pix" if middle else mode, down, delta, decided)
+    if middle:
+        tell = decided and (lambda _, decision: decided(len(down), decision))
+        fused += _fuse("channel", middle, delta, tell)
+    return fused
 
 
 @torch.no_grad()
@@ -175,7 +256,7 @@ def smoothed_deviation(residual: Tensor) -> Tensor:
     the map (equations 1-2); a unit without deviation gives zeros.
     """
     _check_residuals([residual, residual], "residual")
-    return smooth(_normalised(_centred([residual])[1]))[0]
+    return smooth(_normalised(_compared([[residual]], lambda features: features).deviation))[:, 0]
 
 
 @torch.no_grad()
@@ -184,179 +265,284 @@ def smooth(map: Tensor) -> Tensor:
 
     Computed and returned in float32.
     """
+    if map.ndim == 4 and map.shape[1] > 1:
+        channels = map.shape[1]
+        kernel = _gaussian(map.device, channels)
+        with _without_autocast(map.device):
+            return F.conv2d(map.float().contiguous(), kernel, padding=1, groups=channels)
+    # G is the mean of 2x2 twice. A convolution of one channel would go to cuDNN, which may round
+    # to TF32.
     planes = map.float()
     planes = planes if map.ndim == 4 else planes.reshape(1, -1, *map.shape[-2:])
-    single = planes.shape[1] == 1
-    if single:  # alone it would go to cuDNN, which may round to TF32; depthwise does not
-        planes = planes.expand(-1, 2, -1, -1)
-    channels = planes.shape[1]
-    kernel = _gaussian(map.device).expand(channels, 1, 3, 3)
-    with _without_autocast(map.device):
-        smoothed = F.conv2d(planes.contiguous(), kernel, padding=1, groups=channels)
-    return (smoothed[:, :1] if single else smoothed).reshape(map.shape)
+    smoothed = F.avg_pool2d(F.avg_pool2d(planes, 2, 1, padding=1), 2, 1)
+    return smoothed if map.ndim == 4 else smoothed.reshape(map.shape)
 
 
-@functools.lru_cache(maxsize=8)
-def _gaussian(device: torch.device) -> Tensor:
-    """G on the device; kept, because a copy from the host would wait for an accelerator."""
-    rows = [[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]
-    return torch.tensor(rows, dtype=torch.float32, device=device) / 16
+@functools.lru_cache(maxsize=32)
+def _gaussian(device: torch.device, channels: int) -> Tensor:
+    """G for each channel, made on the device, because a copy to it would wait."""
+    ramp = 2 - (torch.arange(3, device=device, dtype=torch.float32) - 1).abs()
+    return (ramp[:, None] * ramp / 16).repeat(channels, 1, 1, 1)
 
 
-@torch.no_grad()
-def _fuse_pixels(
-    residuals: Sequence[Tensor], delta: float, smoothed: bool, decided: Decided | None
+# --- Around the rules: layers together, a CPU's slices ---
+
+
+def _fuse_one(
+    rule: str, residuals: Sequence[Tensor], delta: float, decided: Decided | None
 ) -> Tensor:
     _check_residuals(residuals)
     delta = _checked_delta(delta)
-    dtype, count = residuals[0].dtype, len(residuals)
-    centred, norms, finite = _centred(residuals)
-    score = smooth(_normalised(norms)) if smoothed else _normalised(_normalised(norms).square())
-    if smoothed:
-        centred = [smooth(unit) for unit in centred]
-    lengths = [_norm(unit, 1) for unit in centred]
-    needed = delta if delta < 1 else 2.0  # no cosine exceeds 1, whatever its rounding
-
-    def agree(i: int, j: int) -> Tensor:
-        # cosine > delta, without a division: a zero norm compares 0 > 0.
-        return (centred[i] * centred[j]).sum(1) > lengths[i] * lengths[j] * needed
-
-    if count == 2 and finite is None:
-        # No `lerp` with weights 0, 0.5 and 1: on some devices its ends are no copies.
-        first, second = residuals
-        second_wins, both = score[1] > score[0], agree(0, 1)
-        if decided is not None:
-            decided(second_wins.to(torch.int8).masked_fill_(both, AVERAGED))
-        stronger = torch.where(second_wins[:, None], second, first)
-        return torch.where(both[:, None], torch.lerp(first, second, 0.5), stronger)
-
-    winner = (score if finite is None else score.masked_fill(~finite, -1.0)).argmax(0)
-    chosen = torch.stack([winner == i for i in range(count)])
-    for i in range(count):
-        for j in range(i + 1, count):
-            both = agree(i, j)
-            chosen[i] |= both & (winner == j)
-            chosen[j] |= both & (winner == i)
-    if finite is not None:
-        chosen &= finite
-    _tell(decided, winner, chosen)
-    if finite is None:
-        return _blend(residuals, _shares(chosen, dtype)[:, :, None])
-    values = _finite_only(residuals)[0]
-    return _blend(values, _shares(chosen, dtype)[:, :, None]).to(dtype)
+    tell = None if decided is None else (lambda _, decision: decided(decision))
+    return _fuse(rule, [residuals], delta, tell)[0]
 
 
-def _tell(decided: Decided | None, winner: Tensor, chosen: Tensor) -> None:
-    """Tell a decision, if anybody asks: the winner's place; which units have a share [N, ...]."""
-    if decided is not None:
-        decided(winner.to(torch.int8).masked_fill_(chosen.sum(0) > 1, AVERAGED))
-
-
-def _fuse_layers(
+@torch.no_grad()
+def _fuse(
+    rule: str,
     layers: Sequence[Sequence[Tensor]],
-    rule: Callable[..., Tensor],
+    delta: float,
     decided: Callable[[int, Tensor], None] | None,
 ) -> list[Tensor]:
-    """Apply the rule to each layer's units, layers of one shape together where that is quicker."""
-    groups: dict[object, list[int]] = {}
-    for index, (first, *_) in enumerate(layers):
-        kind = "cpu" if first.device.type == "cpu" else "accelerator"
-        room = max(1, _GROUP_ELEMENTS[kind] // first.numel())
-        alike = sum(other[0].shape == first.shape for other in layers[:index])
-        groups.setdefault((first.shape, first.dtype, alike // room), []).append(index)
-    fused: dict[int, Tensor] = {}
-    for group in groups.values():
-        together = layers[group[0]]
-        if len(group) > 1:  # a rule is per sample, so that layers can stand in one batch
-            units = zip(*(layers[index] for index in group), strict=True)
-            together = [torch.cat(unit) for unit in units]
-        tell = None if decided is None else functools.partial(_tell_each, decided, group)
-        result = rule(together, decided=tell)
-        fused.update(zip(group, result.chunk(len(group)), strict=True))
-    return [fused[index] for index in range(len(layers))]
+    """Apply a rule to each layer's units, layers of one size together on an accelerator."""
+    found: dict[int, Tensor] = {}
+    for group in _groups(layers):
+        widest = max(layers[index][0].shape[1] for index in group)
+        # A layer of fewer channels stands there several times: no deviation over channels and no
+        # cosine is another one then.
+        units = [
+            [_repeated(layers[index][place], widest) for index in group]
+            for place in range(len(layers[group[0]]))
+        ]
+        fused = _RULES[rule](units, delta)
+        for index, residual in zip(group, _parts(fused.residual, len(group)), strict=True):
+            channels = layers[index][0].shape[1]
+            found[index] = residual if channels == widest else residual[:, :channels]
+        if decided is not None and fused.decision is not None:
+            for index, layer in zip(group, _parts(fused.decision(), len(group)), strict=True):
+                decided(index, layer)
+    return [found[index] for index in range(len(layers))]
 
 
-def _tell_each(decided: Callable[[int, Tensor], None], group: list[int], together: Tensor) -> None:
-    """Tell the decisions of layers that stand in one batch."""
-    for index, decision in zip(group, together.chunk(len(group)), strict=True):
-        decided(index, decision)
+def _groups(layers: Sequence[Sequence[Tensor]]) -> list[list[int]]:
+    """Which layers are fused in one batch: of one size, channels that divide the most of them."""
+    groups: list[list[int]] = []
+    for index, layer in enumerate(layers):
+        kind = "cpu" if layer[0].device.type == "cpu" else "accelerator"
+        for group in groups:
+            alike = [layers[other][0] for other in group] + [layer[0]]
+            widest = max(other.shape[1] for other in alike)
+            if (
+                len({(o.shape[0], *o.shape[2:], o.dtype, o.device) for o in alike}) == 1
+                and all(widest % other.shape[1] == 0 for other in alike)
+                and len(alike) * widest * (layer[0].numel() // layer[0].shape[1])
+                <= _GROUP_ELEMENTS[kind]
+            ):
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    return groups
 
 
-def _centred(residuals: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """Channel-centred units and their norms [N, B, H, W], float32; finite pixels or None for all.
+def _parts(together: Tensor, count: int) -> Sequence[Tensor]:
+    return [together] if count == 1 else together.chunk(count)
 
-    The norm is sqrt(C) sigma; normalisation drops the factor. Units that hold something not
-    finite, or too large or small to square, are brought into range first, by a power of two.
+
+def _repeated(residual: Tensor, channels: int) -> Tensor:
+    times = channels // residual.shape[1]
+    return residual if times == 1 else torch.cat([residual] * times, 1)
+
+
+# --- What the rules compare ---
+
+
+class _Pixels(NamedTuple):
+    """What the pixels of N units come to, summed over channels: maps of one channel, float32.
+
+    Attributes:
+        units: what can be selected, of each [B, C, H, W].
+        deviation, lengths: [N * B, 1, H, W], of the centred features and of the filtered ones;
+            each sample's to a scale of its own.
+        products: [B, 1, H, W] of each pair of units, of the filtered features.
+        holes: bool [N * B, 1, H, W], where a unit is left out; None for nowhere.
     """
-    centred = [_less_mean(unit, 1) for unit in residuals]
-    norms = torch.stack([_norm(unit, 1) for unit in centred])
-    if _in_range(norms.sum((-2, -1))):
-        return centred, norms, None
-    values, entries = _finite_only(residuals)
-    finite = entries.all(2)
-    values = values.masked_fill(~finite[:, :, None], 0)
-    centred = [_less_mean(unit, 1) for unit in values / _power_of_two(values, (2, 3, 4))]
-    return centred, torch.stack([_norm(unit, 1) for unit in centred]), finite
+
+    units: Sequence[Tensor]
+    deviation: Tensor
+    lengths: Tensor
+    products: dict[tuple[int, int], Tensor]
+    holes: Tensor | None
 
 
-def _less_mean(values: Tensor, dim: int) -> Tensor:
-    """`values` less their mean over `dim`, in float32; exact zeros where they are constant."""
-    # A mean of equal numbers can be off by a rounding; the distances to one of them cannot.
-    pilot = values.narrow(dim, 0, 1).to(_wide(values.dtype))
-    shifted = (values - pilot).float()
-    return shifted.sub_(shifted.mean(dim, keepdim=True))
+def _compared(units: Units, filtered: Callable[[Tensor], Tensor]) -> _Pixels:
+    """The pixels of units, and of their features as `filtered` gives them."""
+    if _is_on_cpu(units):
+        each = _each(units)
+        pixels = _pixels(each, each, filtered, None)
+        if _is_ordinary(each, pixels.deviation):
+            return pixels
+    together = _together(units)
+    peak = torch.linalg.vector_norm(
+        together, math.inf, 1, keepdim=True, dtype=_wide(together.dtype)
+    )
+    holes = ~(peak < math.inf)  # NaN is less than nothing
+    together.masked_fill_(holes, 0)
+    values = _in_range(together, lambda: peak.masked_fill_(holes, 0).amax((2, 3), keepdim=True))
+    return _pixels([values], together.chunk(len(units)), filtered, holes)
 
 
-def _norm(values: Tensor, dim: int) -> Tensor:
-    if values.device.type == "cpu":  # six times quicker there; elsewhere one launch is better
-        return (values * values).sum(dim).sqrt_()
-    return torch.linalg.vector_norm(values, dim=dim)
+def _pixels(
+    values: Sequence[Tensor],
+    units: Sequence[Tensor],
+    filtered: Callable[[Tensor], Tensor],
+    holes: Tensor | None,
+) -> _Pixels:
+    """The statistics of `values`, all units in one tensor or each in its own."""
+    centred, deviations = zip(*(_centred(part, (1,)) for part in values), strict=True)
+    features = [filtered(part) for part in centred]
+    lengths = [_norm(part, (1,)) for part in features]
+    each = features if len(features) == len(units) else features[0].chunk(len(units))
+    products = {
+        (i, j): _dot(each[i], each[j]) for i, j in itertools.combinations(range(len(units)), 2)
+    }
+    return _Pixels(units, _joined(deviations), _joined(lengths), products, holes)
+
+
+class _Channels(NamedTuple):
+    """Units [N, B, C, H, W], deviations [N, B, C, 1, 1]; which entries are finite, None for all."""
+
+    units: Sequence[Tensor] | Tensor
+    deviation: Tensor
+    finite: Tensor | None
+
+
+def _compared_channels(units: Units) -> _Channels:
+    if _is_on_cpu(units):
+        each = _each(units)
+        deviation = torch.stack([_deviation(unit, (2, 3)) for unit in each])
+        if _is_ordinary(each, deviation.flatten(0, 1)):
+            return _Channels(each, deviation, None)
+    known, finite = _finite_only(units)
+    # The units' deviations are compared with each other, so that one scale serves them all.
+    values = _in_range(known, lambda: known.abs().amax((0, 3, 4), keepdim=True))
+    count = finite.sum((3, 4), keepdim=True).clamp_min(1)
+    mean = values.sum((3, 4), keepdim=True) / count
+    filled = torch.where(finite, values, mean)  # what is left out adds no deviation
+    return _Channels(known, _deviation(filled, (3, 4)), finite)
 
 
 def _normalised(maps: Tensor) -> Tensor:
     return maps / maps.sum((-2, -1), keepdim=True).clamp_min(_TINY)
 
 
-def _in_range(totals: Tensor) -> bool:
+def _centred(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Values less their mean over `dims`, and their deviation to a constant factor, in float32.
+
+    Where the values are constant both are exactly zero. On a CPU `values` stay as they are.
+    """
+    if values.device.type in _RUNNING_MEAN:
+        deviation, mean = torch.std_mean(values, dims, correction=0, keepdim=True)
+        return values.sub_(mean), deviation
+    # A mean of equal numbers can be off by a rounding; the distances to one of them cannot.
+    pilot = values
+    for dim in dims:
+        pilot = pilot.narrow(dim, 0, 1)
+    centred = (values - pilot.to(_wide(values.dtype))).float()
+    centred.sub_(centred.mean(dims, keepdim=True))
+    return centred, _norm(centred, dims)
+
+
+def _deviation(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    if values.device.type in _RUNNING_MEAN:
+        return torch.std(values, dims, correction=0, keepdim=True)
+    return _centred(values, dims)[1]
+
+
+def _norm(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    if values.device.type != "cpu":
+        return torch.linalg.vector_norm(values, 2, dims, keepdim=True)
+    if dims == (1,):
+        return _dot(values, values).sqrt_()
+    return values.square().sum(dims, keepdim=True).sqrt_()
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Sum over channels of the products."""
+    if one.device.type != "cpu":
+        return (one * other).sum(1, keepdim=True)
+    # A few channels at a time, so that the products stay in the cache.
+    size = max(1, _CACHE_ELEMENTS * one.shape[1] // one.numel())
+    parts = zip(one.split(size, 1), other.split(size, 1), strict=True)
+    return functools.reduce(operator.iadd, ((a * b).sum(1, keepdim=True) for a, b in parts))
+
+
+def _blend(units: Sequence[Tensor] | Tensor, weights: Sequence[float] | Tensor) -> Tensor:
+    """Weighted sum over units, accumulated in float32 or wider, in the units' dtype."""
+    if isinstance(units, Tensor) and isinstance(weights, Tensor):
+        return (units * weights).sum(0).to(units.dtype)
+    wide = _wide(units[0].dtype)
+    terms = (unit.to(wide) * weight for unit, weight in zip(units, weights, strict=True))
+    return functools.reduce(operator.add, terms).to(units[0].dtype)
+
+
+def _decision(winner: Tensor, averaged: Tensor) -> Tensor:
+    return winner.to(torch.int8).masked_fill_(averaged, AVERAGED)
+
+
+# --- What is not finite, too large or too small ---
+
+
+def _is_on_cpu(units: Units) -> bool:
+    """Whether there is no accelerator to wait for, so that values may be asked for.
+
+    A CPU is asked whether anything is to be left out or scaled, which costs less than to do it.
+    """
+    return units[0][0].device.type == "cpu"
+
+
+def _is_ordinary(units: Sequence[Tensor], deviation: Tensor) -> bool:
+    """Whether the deviations [N * B, ...] of units on a CPU can be used as they are."""
+    totals = deviation.flatten(1).sum(1)
     low, high = _TOTAL_RANGE
-    return bool(((totals > low) & (totals < high)).all())  # NaN is in no range
+    if not bool((totals < high).all()):  # NaN is in no range
+        return False
+    samples = (sample for unit in units for sample in unit)
+    silent = [s for s, total in zip(samples, totals.tolist(), strict=True) if total <= low]
+    return all(bool(sample.amax() == sample.amin()) for sample in silent)
 
 
-def _power_of_two(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """A power of two near the largest magnitude over `dims`; 1 where all is zero."""
-    peak = values.abs().amax(dims, keepdim=True)
-    return torch.where(peak > 0, peak.log2().floor().exp2(), 1.0)
+def _each(units: Units) -> Sequence[Tensor]:
+    """One tensor of each unit, its layers one after the other in the batch."""
+    return [_joined(unit) for unit in units]
 
 
-def _channel_weights(deviation: Tensor, delta: float) -> Tensor:
-    """Weights over units [N, ...] from deviations; -1 stands for a unit that is left out."""
-    weights = deviation.clamp_min(0) * (deviation >= deviation.amax(0) * delta)
-    total = weights.sum(0)
-    mean = _shares(deviation >= 0, deviation.dtype)
-    return torch.where(total > 0, weights / total.clamp_min(_TINY), mean)
+def _in_range(values: Tensor, peak: Callable[[], Tensor]) -> Tensor:
+    """Finite values in float32, of which no square vanishes beside the peak's, nor overflows."""
+    if values.dtype is torch.float16:  # none of its numbers' squares does in float32
+        return values.float()
+    scale = peak().to(_wide(values.dtype))
+    return (values / scale.clamp_min(torch.finfo(scale.dtype).tiny)).float()
 
 
-def _shares(members: Tensor, dtype: torch.dtype) -> Tensor:
-    """Equal weights over the member units of [N, ...]; zeros where there is none."""
-    return members.to(_wide(dtype)) / members.sum(0).clamp_min(1)
+def _finite_only(units: Units) -> tuple[Tensor, Tensor]:
+    """Units [N, B, C, H, W], 0 where not finite; which entries are finite."""
+    values = _together(units).unflatten(0, (len(units), -1))
+    known = values.nan_to_num(0.0, 0.0, 0.0)
+    return known, known == values
 
 
-def _blend(residuals: Sequence[Tensor] | Tensor, weights: Sequence[float] | Tensor) -> Tensor:
-    """Weighted sum over units, accumulated in float32 or wider, in the residuals' dtype."""
-    wide = _wide(residuals[0].dtype)
-    terms = (unit.to(wide) * weight for unit, weight in zip(residuals, weights, strict=True))
-    return functools.reduce(operator.add, terms).to(residuals[0].dtype)
+def _together(units: Units) -> Tensor:
+    """A tensor of its own of all units' layers, one after the other in the batch."""
+    return torch.cat([layer for unit in units for layer in unit])
 
 
-def _finite_only(residuals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Units [N, B, C, H, W] in float32 or wider, 0 where not finite; which entries are finite."""
-    values = torch.stack(tuple(residuals)).to(_wide(residuals[0].dtype))
-    finite = torch.isfinite(values)
-    return values.masked_fill(~finite, 0), finite
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype is torch.float64 else torch.float32
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:

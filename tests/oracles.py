@@ -1,13 +1,34 @@
 """The paper's pixel rules in plain Python floats, and units to try them on."""
 
+import functools
 import itertools
 import math
+from unittest import mock
 
 import torch
+
+from lib_ccn import fusion
 
 G = [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
 # Decisions closer than this may fall either way: float32 statistics, float64 oracle.
 MARGIN = 1e-4
+
+
+def forms(*rules):
+    """Rules as a CPU computes them, and as a GPU and any other accelerator would."""
+    return [*rules, *(as_on(device, rule) for device in ("cuda", "mps") for rule in rules)]
+
+
+def as_on(device, rule):
+    """A rule that computes on the CPU what it would compute on the device."""
+
+    @functools.wraps(rule)
+    def computed(*args, **kwargs):
+        running_mean = ("cpu",) if device == "cuda" else ()
+        with mock.patch.multiple(fusion, _is_on_cpu=lambda _: False, _RUNNING_MEAN=running_mean):
+            return rule(*args, **kwargs)
+
+    return computed
 
 
 def make_units(shape, count=2, dtype=torch.float32, seed=0):

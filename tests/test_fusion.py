@@ -8,6 +8,7 @@ import torch
 from oracles import (
     MARGIN,
     assert_pixels_follow_formula,
+    forms,
     make_units,
     oracle_scores,
     oracle_smooth,
@@ -28,20 +29,28 @@ from lib_ccn.fusion import (
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 DELTAS = [0, 0.3, 0.7, 1]
+pixel_rule = pytest.mark.parametrize("rule", forms(pix_fusion, max_fusion))
+every_rule = pytest.mark.parametrize("rule", forms(pix_fusion, max_fusion, channel_fusion))
+channel_rule = pytest.mark.parametrize("rule", forms(channel_fusion))
+mean_rule = pytest.mark.parametrize("rule", forms(mean_fusion))
 
 
-@pytest.mark.parametrize("rule", [pix_fusion, max_fusion])
+def is_max(rule):
+    return rule.__name__ == "max_fusion"
+
+
+@pixel_rule
 @pytest.mark.parametrize("delta", DELTAS)
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_pixel_rules_follow_the_formula(rule, delta, count):
     units = make_units((2, 6, 7, 5), count, seed=count)
-    kinds = assert_pixels_follow_formula(units, delta, rule(units, delta), rule is max_fusion)
+    kinds = assert_pixels_follow_formula(units, delta, rule(units, delta), is_max(rule))
     assert kinds["ambiguous"] <= 2
     assert kinds["one"] > 0
     assert (kinds["several"] > 0) == (delta < 1)  # both branches were met
 
 
-@pytest.mark.parametrize("rule", [pix_fusion, max_fusion])
+@pixel_rule
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 5, 1, 6), (1, 3, 5, 1), (2, 8, 3, 3)])
 def test_pixel_rules_over_dtypes_and_sizes(rule, dtype, shape):
@@ -50,16 +59,17 @@ def test_pixel_rules_over_dtypes_and_sizes(rule, dtype, shape):
         fused = rule(units, 0.7)
         assert fused.dtype == dtype
         assert fused.shape == units[0].shape
-        assert_pixels_follow_formula(units, 0.7, fused, rule is max_fusion)
+        assert_pixels_follow_formula(units, 0.7, fused, is_max(rule))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("delta", DELTAS)
 @pytest.mark.parametrize("shape", [(2, 40, 7, 5), (1, 9, 1, 6), (1, 4, 1, 1)])
-def test_channel_fusion_follows_the_formula(dtype, delta, shape):
+@channel_rule
+def test_channel_fusion_follows_the_formula(rule, dtype, delta, shape):
     for count in (2, 3, 4):
         units = make_units(shape, count, dtype, seed=count)
-        fused = channel_fusion(units, delta)
+        fused = rule(units, delta)
         assert fused.dtype == dtype
         close = {"rtol": 4 * max(torch.finfo(dtype).eps, 1e-6), "atol": 1e-5}
         for b, c in itertools.product(range(shape[0]), range(shape[1])):
@@ -76,7 +86,8 @@ def test_channel_fusion_follows_the_formula(dtype, delta, shape):
             torch.testing.assert_close(fused[b, c].double(), want, **close)
 
 
-def test_channel_fusion_for_two_is_equation_8():
+@channel_rule
+def test_channel_fusion_for_two_is_equation_8(rule):
     a, b = make_units((1, 30, 6, 6), seed=5)
     b[:, ::2] *= 0.1
     delta = 0.6
@@ -86,7 +97,7 @@ def test_channel_fusion_for_two_is_equation_8():
     larger = torch.where(s1 >= s2, a, b)
     want = torch.where(agreement >= delta, blend, larger.double())
     assert 0 < (agreement >= delta).float().mean() < 1
-    torch.testing.assert_close(channel_fusion([a, b], delta).double(), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rule([a, b], delta).double(), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 1), (1, 1, 1, 6), (3, 1, 4, 4), (2, 3, 2, 5, 3)])
@@ -106,7 +117,7 @@ def test_smoothed_deviation_is_the_score_of_pix_fusion():
     assert torch.equal(smoothed_deviation(torch.zeros(1, 3, 4, 4)), torch.zeros(1, 4, 4))
 
 
-@pytest.mark.parametrize("rule", [pix_fusion, max_fusion])
+@pixel_rule
 def test_zero_and_constant_units_win_nowhere(rule):
     unit = make_units((2, 6, 5, 5))[0]
     for silent in (0.0, 0.1, -1e4):  # 0.1: a mean of equal floats is off by a rounding
@@ -118,27 +129,32 @@ def test_zero_and_constant_units_win_nowhere(rule):
     assert torch.equal(rule([stripes, unit], 0.0), unit)
 
 
-def test_zero_and_constant_channels():
+@channel_rule
+def test_zero_and_constant_channels(rule):
     unit = make_units((1, 6, 5, 5))[0]
     constant = torch.full_like(unit, 0.1)
-    assert torch.equal(channel_fusion([constant, unit], 0.7), unit)
-    assert torch.equal(channel_fusion([torch.zeros_like(unit), unit], 0.7), unit)
-    both = channel_fusion([constant, constant * 3], 0.7)
+    assert torch.equal(rule([constant, unit], 0.7), unit)
+    assert torch.equal(rule([torch.zeros_like(unit), unit], 0.7), unit)
+    both = rule([constant, constant * 3], 0.7)
     torch.testing.assert_close(both, constant * 2)
-    assert torch.equal(channel_fusion([constant * 0, constant * 0]), constant * 0)
+    assert torch.equal(rule([constant * 0, constant * 0]), constant * 0)
+    told = []
+    assert torch.equal(rule([constant, unit], 0, told.append), unit)  # a weight of 0 is no share
+    assert told[0].unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_units_give_themselves(dtype):
     for count in (2, 3):
         units = make_units((2, 6, 5, 5), 1, dtype) * count
-        for rule in (pix_fusion, max_fusion):
+        for rule in forms(pix_fusion, max_fusion):
             for delta in (0.0, 0.7, 1.0):
                 torch.testing.assert_close(rule(units, delta), units[0])
-        torch.testing.assert_close(channel_fusion(units, 0.7), units[0])
+        for rule in forms(channel_fusion):
+            torch.testing.assert_close(rule(units, 0.7), units[0])
 
 
-@pytest.mark.parametrize("rule", [pix_fusion, max_fusion])
+@pixel_rule
 def test_a_tie_goes_to_the_earlier_unit(rule):
     unit = make_units((2, 6, 7, 5))[0]
     # Parallel: the normalised maps tie everywhere and every cosine is 1, which is not above 1.
@@ -148,7 +164,7 @@ def test_a_tie_goes_to_the_earlier_unit(rule):
     assert torch.equal(rule(pixel, 1.0), pixel[0])  # one pixel: both maps are 1
 
 
-@pytest.mark.parametrize("rule", [pix_fusion, max_fusion, channel_fusion])
+@every_rule
 def test_extreme_magnitudes(rule):
     small = make_units((2, 16, 6, 6), seed=3)
     small = [unit / unit.abs().max() for unit in small]
@@ -159,20 +175,23 @@ def test_extreme_magnitudes(rule):
     doubles = [unit.double() * 2.0**900 for unit in small]
     torch.testing.assert_close((rule(doubles, 0.7) / 2.0**900).float(), usual)
     largest = [(unit * 65504).half() for unit in small]
-    torch.testing.assert_close(
-        rule(largest, 0.7).float(), rule([unit.float() for unit in largest], 0.7), rtol=1e-3, atol=0
-    )
+    want = rule([unit.float() for unit in largest], 0.7)
+    cancelled = 65504 * torch.finfo(torch.float32).eps  # terms as large as that
+    torch.testing.assert_close(rule(largest, 0.7).float(), want, rtol=1e-3, atol=cancelled)
 
 
 def test_magnitudes_that_overflow_float16_sums():
     units = [torch.full((1, 320, 4, 4), 6e4, dtype=torch.float16) for _ in range(3)]
     units[0][:, ::2] *= -1
-    assert torch.equal(mean_fusion(units[1:]), units[1])
-    assert torch.equal(pix_fusion(units, 0.7), units[0])
-    assert torch.isfinite(channel_fusion(units)).all()
+    for mean, pix, channel in zip(
+        forms(mean_fusion), forms(pix_fusion), forms(channel_fusion), strict=True
+    ):
+        assert torch.equal(mean(units[1:]), units[1])
+        assert torch.equal(pix(units, 0.7), units[0])
+        assert torch.isfinite(channel(units)).all()
 
 
-@pytest.mark.parametrize("rule", [pix_fusion, max_fusion])
+@pixel_rule
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_pixel_that_is_not_finite_is_left_out(rule, bad):
     a, b = make_units((2, 6, 7, 5), seed=7)
@@ -192,8 +211,9 @@ def test_a_pixel_that_is_not_finite_is_left_out(rule, bad):
     assert torch.equal(rule([broken, b], 0.3)[0, :, 3, 3], torch.zeros(6))
 
 
+@channel_rule
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_an_entry_that_is_not_finite_is_left_out_of_its_channel(bad):
+def test_an_entry_that_is_not_finite_is_left_out_of_its_channel(rule, bad):
     a, b = make_units((2, 6, 7, 5), seed=8)
     a[:, 1] *= 100  # wins channel 1
     a[:, 2] = a[:, 2] * 0.01 + 50  # loses channel 2, unless the hole counted as a zero
@@ -203,26 +223,27 @@ def test_an_entry_that_is_not_finite_is_left_out_of_its_channel(bad):
     for channel in (1, 2):
         broken[0, channel, 3, 3] = bad
         filled[0, channel, 3, 3] = a[0, channel][rest].mean()
-    fused, want = channel_fusion([broken, b], 0.7), channel_fusion([filled, b], 0.7)
+    fused, want = rule([broken, b], 0.7), rule([filled, b], 0.7)
     want[0, 1:3, 3, 3] = b[0, 1:3, 3, 3]
     torch.testing.assert_close(fused, want)
     everywhere = torch.full_like(a, bad)
-    assert torch.equal(channel_fusion([everywhere, b]), b)
-    assert torch.equal(channel_fusion([everywhere, everywhere]), torch.zeros_like(a))
+    assert torch.equal(rule([everywhere, b]), b)
+    assert torch.equal(rule([everywhere, everywhere]), torch.zeros_like(a))
 
 
-def test_the_mean_leaves_out_what_is_not_finite():
+@mean_rule
+def test_the_mean_leaves_out_what_is_not_finite(rule):
     a, b = make_units((1, 3, 4, 4))
-    torch.testing.assert_close(mean_fusion([a, b]), (a + b) / 2)
+    torch.testing.assert_close(rule([a, b]), (a + b) / 2)
     a[0, 0, 0, 0] = math.nan
-    fused = mean_fusion([a, b])
+    fused = rule([a, b])
     assert fused[0, 0, 0, 0] == b[0, 0, 0, 0]
     torch.testing.assert_close(fused[0, 1:], (a + b)[0, 1:] / 2)
     doubles = [unit.double() for unit in make_units((1, 3, 4, 4), 3)]
-    torch.testing.assert_close(mean_fusion(doubles), sum(doubles) / 3, rtol=1e-15, atol=1e-15)
+    torch.testing.assert_close(rule(doubles), sum(doubles) / 3, rtol=1e-15, atol=1e-15)
     halves = [unit.half() for unit in doubles]
     mean = sum(unit.double() for unit in halves) / 3
-    torch.testing.assert_close(mean_fusion(halves).double(), mean, rtol=5e-4, atol=1e-7)
+    torch.testing.assert_close(rule(halves).double(), mean, rtol=5e-4, atol=1e-7)
 
 
 def test_the_sum_is_plain_addition_bit_by_bit():
@@ -260,22 +281,55 @@ def test_fuse_residuals_applies_the_mode_to_every_layer(mode, count):
 
 
 @pytest.mark.parametrize("room", [0, 600, 10**6])
+@pytest.mark.parametrize("fuse", forms(fuse_residuals))
 @pytest.mark.parametrize("mode", MODES)
-def test_layers_fused_together_as_on_an_accelerator(monkeypatch, mode, room):
-    units = layers(2)
-    alone = fuse_residuals(units, mode, 0.4)
+def test_layers_fused_together_as_on_an_accelerator(monkeypatch, mode, fuse, room):
+    for count in (2, 3):
+        units = layers(count)
+        monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", 0)
+        alone = fuse_residuals(units, mode, 0.4)
+        monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", room)
+        for a, b in zip(fuse(units, mode, 0.4), alone, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("room", "channels"),
+    [
+        (0, [[4], [8], [4], [4], [8], [8]]),
+        (600, [[4, 4], [8], [4], [8, 8]]),  # two of the first layers, of three
+        (10**6, [[8, 8, 8, 8], [8, 8]]),  # of one size: those of fewer channels stand there twice
+    ],
+)
+def test_layers_fused_together_stay_within_their_room(monkeypatch, room, channels):
+    seen, rule = [], fusion._RULES["mean"]
+
+    def spy(units, delta):
+        assert units[0][0].shape == units[1][0].shape
+        seen.append([layer.shape[1] for layer in units[0]])
+        return rule(units, delta)
+
     monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", room)
-    for a, b in zip(fuse_residuals(units, mode, 0.4), alone, strict=True):
-        torch.testing.assert_close(a, b)
+    monkeypatch.setitem(fusion._RULES, "mean", spy)
+    fuse_residuals(layers(2), "mean")
+    assert seen == channels
 
 
-def test_layers_fused_together_stay_within_their_room(monkeypatch):
-    monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", 600)  # two of the first layers, of three
-    seen = []
-    monkeypatch.setattr(fusion, "mean_fusion", lambda units: seen.append(units) or units[0])
-    fused = fuse_residuals(layers(2), "mean")
-    assert [len(units[0]) for units in seen] == [4, 2, 2, 4]
-    assert all(torch.equal(a, b) for a, b in zip(fused, layers(2)[0], strict=True))
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_of_zeros_needs_no_repair(monkeypatch, mode):
+    """Where the ControlNet is more important the unconditional rows are zero."""
+    units = layers(2)
+    for residual in itertools.chain(*units):
+        residual[0] = 0
+    want = fuse_residuals(units, mode)
+    monkeypatch.setattr(fusion, "_together", None)  # what a repair begins with
+    for a, b in zip(fuse_residuals(units, mode), want, strict=True):
+        assert torch.equal(a, b)
+        assert not a[0].any()
+    if mode != "sum":
+        units[0][-1][0, 0, 0, 0] = math.nan
+        with pytest.raises(TypeError, match="not callable"):
+            fuse_residuals(units, mode)
 
 
 def test_nothing_of_the_input_changes_and_no_gradient_is_kept():
@@ -283,14 +337,14 @@ def test_nothing_of_the_input_changes_and_no_gradient_is_kept():
     before = [unit.clone() for unit in units]
     for unit in units:
         unit.requires_grad_()
-    for rule in (pix_fusion, max_fusion, channel_fusion, mean_fusion):
+    for rule in forms(pix_fusion, max_fusion, channel_fusion, mean_fusion):
         assert not rule(units).requires_grad
     assert all(torch.equal(unit, old) for unit, old in zip(units, before, strict=True))
 
 
 def test_statistics_stay_float32_under_autocast():
     units = make_units((2, 16, 9, 9), 3)
-    for rule in (pix_fusion, max_fusion, channel_fusion):
+    for rule in forms(pix_fusion, max_fusion, channel_fusion):
         want = rule(units)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(rule(units), want)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from oracles import MARGIN, make_units
+from oracles import MARGIN, forms, make_units
 from torch import nn
 
 from lib_ccn.fusion import (
@@ -48,7 +48,10 @@ def by_formula(units, smoothed=True):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-@pytest.mark.parametrize(("rule", "smoothed"), [(pix_fusion, True), (max_fusion, False)])
+@pytest.mark.parametrize(
+    ("rule", "smoothed"),
+    [*((rule, True) for rule in forms(pix_fusion)), *((r, False) for r in forms(max_fusion))],
+)
 def test_the_winner_is_the_formulas(count, rule, smoothed):
     units = make_units((2, 6, 9, 7), count, seed=count)
     score, cosine, best = by_formula(units, smoothed)
@@ -63,26 +66,28 @@ def test_the_winner_is_the_formulas(count, rule, smoothed):
     assert {AVERAGED, 0, 1} <= set(decided.flatten().tolist())
 
 
+@pytest.mark.parametrize("rule", forms(channel_fusion))
 @pytest.mark.parametrize("count", [2, 3])
-def test_the_channels_winner_is_the_formulas(count):
+def test_the_channels_winner_is_the_formulas(count, rule):
     units = make_units((2, 40, 6, 5), count, seed=9)
     spread = torch.stack(units).double().std((-2, -1), correction=0)
     largest, best = spread.max(0)
     ratio = (spread / largest).scatter(0, best[None], -1.0).amax(0)
     clear = (ratio - DELTA).abs() > MARGIN
     expected = best.masked_fill(ratio >= DELTA, AVERAGED)
-    decided = winners(units, DELTA, channel_fusion)
+    decided = winners(units, DELTA, rule)
     assert torch.equal(decided[clear].long(), expected[clear])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("count", [2, 3])
-def test_who_is_not_finite_never_wins(bad, count):
+@pytest.mark.parametrize("rule", forms(pix_fusion, max_fusion))
+def test_who_is_not_finite_never_wins(rule, bad, count):
     units = make_units((1, 6, 8, 8), count, seed=3)
     units[0][0, 2, 4, 5] = bad
-    decided = winners(units, DELTA)
+    decided = winners(units, DELTA, rule)
     assert decided[0, 4, 5] != 0
-    fused = pix_fusion(units, DELTA)
+    fused = rule(units, DELTA)
     for place in range(1, count):
         won = (decided == place)[:, None].expand_as(fused)
         assert torch.equal(fused[won], units[place][won])
