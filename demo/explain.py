@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib_ccn.attention import self_attention_layers
 from lib_ccn.foreground import resize_mask, token_grid
-from lib_ccn.fusion import smoothed_deviation
+from lib_ccn.fusion import smooth, smoothed_deviation
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
@@ -39,7 +39,6 @@ from .figures import (
     to_image,
 )
 from .options import BUNDLED_GUIDANCE, BUNDLED_MASK_REDUCTION
-from .winners import agreement, channel_ratio
 
 DELTAS = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0)
 METHODS: dict[str, dict[str, Any]] = {
@@ -342,6 +341,26 @@ def methods_figure(work: Explanation) -> Image.Image:
         pictures.append(to_image(work.picture(work.settings.replace(**changes))))
     columns = [Column("Outline"), Column("Regions"), *(Column(name) for name in METHODS)]
     return draw_figure(columns, [Row(work.example.prompt, "", pictures)], cell=192)
+
+
+@torch.no_grad()
+def agreement(residuals: Sequence[Tensor]) -> Tensor:
+    """The largest cosine (equation 3) of another unit with the winner: float32 [B, H, W]."""
+    best = torch.stack([smoothed_deviation(unit) for unit in residuals]).argmax(0)
+    centred = [smooth(unit.float() - unit.float().mean(1, keepdim=True)) for unit in residuals]
+    cosines = []
+    for i, unit in enumerate(centred):
+        others = [F.cosine_similarity(unit, o, dim=1) for j, o in enumerate(centred) if j != i]
+        cosines.append(torch.stack(others).amax(0))
+    return torch.stack(cosines).gather(0, best[None])[0]
+
+
+@torch.no_grad()
+def channel_ratio(first: Tensor, second: Tensor) -> Tensor:
+    """R of equation 7 for each channel of two residuals [B, C, H, W]: float32 [B, C]."""
+    a, b = (unit.float().std((2, 3), correction=0) for unit in (first, second))
+    largest = torch.maximum(a, b)
+    return torch.where(largest > 0, 1 - (a - b).abs() / largest.clamp_min(1e-30), 1.0)
 
 
 def _token_image(picture: Image.Image, token: int, grid: tuple[int, int]) -> Image.Image:

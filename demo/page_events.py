@@ -20,8 +20,7 @@ from lib_ccn.winners import AVERAGED_COLOUR, COLOURS
 from .examples import Example
 from .figures import decision_image, enlarged, overlay, to_image
 from .page_controls import editor_value, read_order, shown_condition, whole
-from .page_record import Layer, Record
-from .page_run import SUM, Cancelled, Order, OrderError, Outcome, Progress, Studio
+from .page_run import SUM, Cancelled, Layer, Order, OrderError, Outcome, Progress, Record, Studio
 
 log = logging.getLogger(__name__)
 

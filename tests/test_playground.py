@@ -16,15 +16,16 @@ from demo.demo_model import generate, load_pipeline
 from demo.examples import bundled_examples
 from demo.figures import decision_image, to_image
 from demo.options import data_folder, parse_page
-from demo.page_record import Layer, Record
 from demo.page_run import (
     FIRST,
     FUSED,
     SUM,
     Cancelled,
+    Layer,
     Order,
     OrderError,
     Outcome,
+    Record,
     Studio,
     UnitOrder,
     finished,

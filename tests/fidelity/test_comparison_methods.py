@@ -17,7 +17,7 @@ from benchmarks.fidelity.pairs import CONFLICT
 from benchmarks.fidelity.runner import Worker
 from demo import metrics
 from demo.demo_model import generate
-from demo.winners import channel_ratio
+from demo.explain import channel_ratio
 from lib_ccn.foreground import resize_mask, silhouette
 from lib_ccn.fusion import AVERAGED, pix_fusion
 from lib_ccn.winners import winners
