@@ -315,7 +315,12 @@ def load_family(
 
 
 def _random(family: str) -> Any:
-    # Only a checkout has them; the benchmarks and the tests are what they are for.
-    from benchmarks.random_models import random_flux, random_sdxl
-
+    # Only a clone has them; the benchmarks and the tests are what they are for.
+    try:
+        from benchmarks.random_models import random_flux, random_sdxl
+    except ModuleNotFoundError as error:
+        title = FAMILIES[family].title
+        raise ModelError(
+            f"{title} needs a --model; a tiny random one is made in a clone of the repository only"
+        ) from error
     return random_flux() if family == "flux" else random_sdxl()

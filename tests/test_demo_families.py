@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import diffusers
 import pytest
 import torch
@@ -39,6 +41,12 @@ def test_a_figure_of_random_weights_that_says_so(family, start, tmp_path, capsys
     width, height = size_of(out)
     assert width > 5 * 192
     assert height > 6 * 192
+
+
+def test_outside_a_clone_a_model_is_asked_for(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "benchmarks.random_models", None)
+    assert main(["demo", "--family", "sdxl", "--out", str(tmp_path / "x.png")]) == 1
+    assert "Stable Diffusion XL needs a --model" in capsys.readouterr().err
 
 
 @needs_tokenizer
