@@ -1,20 +1,23 @@
 """What a step would ask of an accelerator, counted without one.
 
 Tensors on torch's device "meta" have shapes and no data: they stand for the accelerator's here.
-Every operation on one is counted as torch dispatches it, views included, and so is every place
-where the program would wait for the device. Such a question is answered with an invented value,
-so that the step goes on as it would there.
+Every operation on one is counted as torch dispatches it, views and the parts of attention included;
+launches are those that are no views, with attention as the one kernel that it is on a GPU. Every
+place where the program would wait for the device is counted too. Such a question is answered with
+an invented value, so that the step goes on as it would there.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,10 +47,18 @@ _ITEMS = (Tensor.__getitem__, Tensor.__setitem__)
 
 @dataclass
 class Counts:
-    """Operations on the device, and waits for it, by name."""
+    """Operations on the device, which of them are launches, and waits for it, by name."""
 
     operations: collections.Counter[str] = field(default_factory=collections.Counter)
+    launches: collections.Counter[str] = field(default_factory=collections.Counter)
     waits: collections.Counter[str] = field(default_factory=collections.Counter)
+    in_attention: bool = False
+
+    def dispatched(self, func: Any) -> None:
+        """An operation on the device."""
+        self.operations[str(func)] += 1
+        if not self.in_attention and not _is_view(func):
+            self.launches[str(func)] += 1
 
 
 @contextmanager
@@ -89,12 +100,12 @@ class _Operations(TorchDispatchMode):
         if waits:
             self.counts.waits[name] += 1
         if waits and _leaves(func, args, kwargs):
-            self.counts.operations[name] += 1
+            self.counts.dispatched(func)
             return _answer(func, args, kwargs)
         result = func(*args, **kwargs)
         made = result if isinstance(result, (tuple, list)) else (result,)
         if here or any(_on_device(t) for t in _tensors(made)):
-            self.counts.operations[name] += 1
+            self.counts.dispatched(func)
         return result
 
     @staticmethod
@@ -119,6 +130,13 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is F.scaled_dot_product_attention and _on_device(args[0]):
+            self.counts.launches["attention"] += not self.counts.in_attention
+            before, self.counts.in_attention = self.counts.in_attention, True
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                self.counts.in_attention = before
         result = func(*args, **(kwargs or {}))
         waits = 0
         if func in _MADE and _on_device(result) and result.numel():
@@ -129,6 +147,12 @@ class _Functions(TorchFunctionMode):
         if waits:
             self.counts.waits[func.__name__] += waits
         return result
+
+
+@functools.cache
+def _is_view(func: Any) -> bool:
+    aliases = [argument.alias_info for argument in func._schema.arguments]
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _leaves(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:

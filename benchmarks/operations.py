@@ -62,7 +62,8 @@ def run(quick: bool = False, device: str = "meta", dtype: str = "float16") -> di
     """Counts of every variant.
 
     Returns {"machine", "dtype", "rows": [{"family", "units", "pictures", "fusion", "steps":
-    {variant: {"operations", "ratio", "waits"}}}]}; waits are those beyond the plain step's.
+    {variant: {"operations", "ratio", "launches", "waits"}}}]}; "launches" is a ratio too, waits are
+    those beyond the plain step's.
     """
     silence_libraries()
     rows = []
@@ -71,15 +72,15 @@ def run(quick: bool = False, device: str = "meta", dtype: str = "float16") -> di
             for pictures in PICTURES[:1] if quick else PICTURES:
                 networks = bench(family, units, pictures)
                 counted = {name: step_counts(networks, of) for name, of in VARIANTS.items()}
-                operations = {name: of.operations.total() for name, of in counted.items()}
-                waits = {name: of.waits.total() for name, of in counted.items()}
+                plain = counted[PLAIN]
                 steps = {
                     name: {
-                        "operations": operations[name],
-                        "ratio": operations[name] / operations[PLAIN],
-                        "waits": waits[name] - waits[PLAIN],
+                        "operations": of.operations.total(),
+                        "ratio": of.operations.total() / plain.operations.total(),
+                        "launches": of.launches.total() / plain.launches.total(),
+                        "waits": of.waits.total() - plain.waits.total(),
                     }
-                    for name in VARIANTS
+                    for name, of in counted.items()
                 }
                 rows.append(
                     {
@@ -100,8 +101,9 @@ def markdown(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     names = list(VARIANTS)
     lines = [
-        "Operations of a step (ratio to the plain one), and waits for the device beyond its own; "
-        "the last column is the fusion of one call's residuals alone.",
+        "Operations of a step (their ratio to the plain one's; that of launches: no views, and "
+        "attention as one), and waits for the device beyond its own. The last column is the "
+        "fusion of one call's residuals alone.",
         "",
         f"| of | units | pictures | {' | '.join(names)} | residuals |",
         "|---" * (len(names) + 4) + "|",
@@ -110,7 +112,8 @@ def markdown(results: dict[str, Any]) -> str:
         cells = [
             f"{step['operations']}"
             if name == PLAIN
-            else f"{step['operations']} ({step['ratio']:.3f}), {_waits(step['waits'])}"
+            else f"{step['operations']} ({step['ratio']:.3f}; {step['launches']:.3f}), "
+            + _waits(step["waits"])
             for name, step in row["steps"].items()
         ]
         first = f"| {row['family']} | {row['units']} | {row['pictures']} "
