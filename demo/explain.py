@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib_ccn.attention import self_attention_layers
 from lib_ccn.foreground import resize_mask, token_grid
-from lib_ccn.fusion import smooth, smoothed_deviation
+from lib_ccn.fusion import AVERAGED, channel_fusion, smooth, smoothed_deviation
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
@@ -190,7 +190,7 @@ def pixfusion_figure(work: Explanation, found: Watched) -> Image.Image:
         pair = [unit[number] for unit in found.residuals]
         deviations = [smoothed_deviation(unit)[0] for unit in pair]
         peak = max(float(d.max()) for d in deviations)
-        cosine = agreement(pair)[0]
+        cosine = agreement(*pair)[0]
         side = pair[0].shape[-1]
         rows.append(
             Row(
@@ -221,24 +221,21 @@ def channel_figure(found: Watched, delta: float) -> Image.Image:
     """A histogram of R over the channels of the last residual."""
     first, second = (unit[-1] for unit in found.residuals)
     ratio = channel_ratio(first, second)[0]
-    larger = first.std((2, 3), correction=0) >= second.std((2, 3), correction=0)
-    bins = 20
+    decided = winners((first, second), delta, channel_fusion)[0]
+    bins, shown = 20, {0: COLOURS[0], 1: COLOURS[1], AVERAGED: AVERAGED_COLOUR}
     place = (ratio * bins).long().clamp_max(bins - 1)
-    counts = [
-        [int(((place == b) & who).sum()) for who in (larger[0], ~larger[0])] for b in range(bins)
-    ]
+    counts = [[int(((place == b) & (decided == who)).sum()) for who in shown] for b in range(bins)]
     width, height, left, base = 760, 300, 60, 240
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     step, tallest = (width - 2 * left) / bins, max(sum(c) for c in counts)
-    for b, pair in enumerate(counts):
+    for b, each in enumerate(counts):
         y = float(base)
-        averaged = (b + 0.5) / bins >= delta
-        for count, colour in zip(pair, COLOURS[:2], strict=True):
+        for count, colour in zip(each, shown.values(), strict=True):
             tall = 190 * count / tallest
             box = (left + b * step + 1, y - tall, left + (b + 1) * step - 1, y)
             if count:
-                pen.rectangle(box, fill=AVERAGED_COLOUR if averaged else colour)
+                pen.rectangle(box, fill=colour)
             y -= tall
     pen.line((left, base, width - left, base), INK)
     x = left + delta * (width - 2 * left)
@@ -344,15 +341,10 @@ def methods_figure(work: Explanation) -> Image.Image:
 
 
 @torch.no_grad()
-def agreement(residuals: Sequence[Tensor]) -> Tensor:
-    """The largest cosine (equation 3) of another unit with the winner: float32 [B, H, W]."""
-    best = torch.stack([smoothed_deviation(unit) for unit in residuals]).argmax(0)
-    centred = [smooth(unit.float() - unit.float().mean(1, keepdim=True)) for unit in residuals]
-    cosines = []
-    for i, unit in enumerate(centred):
-        others = [F.cosine_similarity(unit, o, dim=1) for j, o in enumerate(centred) if j != i]
-        cosines.append(torch.stack(others).amax(0))
-    return torch.stack(cosines).gather(0, best[None])[0]
+def agreement(first: Tensor, second: Tensor) -> Tensor:
+    """The cosine (equation 3) of two residuals [B, C, H, W] at each place: float32 [B, H, W]."""
+    a, b = (smooth(u.float() - u.float().mean(1, keepdim=True)) for u in (first, second))
+    return F.cosine_similarity(a, b, dim=1)
 
 
 @torch.no_grad()

@@ -273,7 +273,7 @@ def winner_note(outcome: Outcome, step: int, layer: int) -> str:
     text = f"Residual {name}, step {step}; shares of its {what}."
     if by_channel(outcome, layer):
         text += " ChannelFusion decides here: each square is a channel, not a place."
-    elif settings.fusion not in ("pix", "pix+channel"):
+    elif settings.fusion in ("sum", "mean"):
         text += f" This is what PixFusion would decide; the rule in use is '{settings.fusion}'."
     return f'<div class="ccn-keys">{shown}</div><div class="ccn-said">{text}</div>'
 

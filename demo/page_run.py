@@ -122,18 +122,19 @@ class Record:
         fusable = [unit for unit in session.units if unit in outputs and unit.eligible]
         if len(fusable) < 2:
             return
-        # The last row is the conditional one, with and without guidance.
-        units = [[residual[-1:].float() for residual in outputs[unit]] for unit in fusable]
-        settings, last = session.settings, len(units[0]) - 1
+        shapes = [residual.shape for residual in outputs[fusable[0]]]
         self.layers = [
-            Layer(n, channels, height, width, is_middle=n == last)
-            for n, (_, channels, height, width) in enumerate(r.shape for r in units[0])
+            Layer(n, channels, height, width, is_middle=n == len(shapes) - 1)
+            for n, (_, channels, height, width) in enumerate(shapes)
         ]
-        # Of the other rules the page tells what PixFusion would decide.
-        mode = "pix+channel" if settings.fusion == "pix+channel" else "pix"
-        found: dict[int, Tensor] = {}
-        fuse_residuals(units, mode, settings.delta, found.__setitem__)
-        self.decisions[self.step] = [found[layer.number][0].cpu() for layer in self.layers]
+        decided = [] if session.winners is None else session.winners.of_all(0)
+        if not decided:  # nobody wins in this rule: the page tells what PixFusion would decide
+            # The last row is the conditional one, with and without guidance.
+            units = [[residual[-1:] for residual in outputs[unit]] for unit in fusable]
+            found: dict[int, Tensor] = {}
+            fuse_residuals(units, "pix", session.settings.delta, found.__setitem__)
+            decided = [found[layer.number][0] for layer in self.layers]
+        self.decisions[self.step] = [decision.cpu() for decision in decided]
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Session:
             given = [residuals[unit] for unit in fusable]
             decided = None
             if self.winners is not None and self._call is not None:
-                decided = self.winners.listener(self._call, fusable, len(given[0]))
+                decided = self.winners.listener(self._call, fusable)
             fused = fuse_residuals(given, self.settings.fusion, self.settings.delta, decided)
             total = summed([fused, *(residuals[u] for u in everyone if not u.eligible)])
         self.outcome.fused += 1

@@ -61,28 +61,29 @@ class Winners:
         default_factory=dict
     )
 
-    def listener(
-        self, call: Call, units: Sequence[Unit], count: int
-    ) -> Callable[[int, Tensor], None] | None:
-        """What `fuse_residuals` is to tell of this call's `count` residuals; None for nothing."""
+    def listener(self, call: Call, units: Sequence[Unit]) -> Callable[[int, Tensor], None] | None:
+        """What `fuse_residuals` is to tell of this call; None for nothing."""
         if not call.conditional:
             return None
-        wanted = depths(count)
         shown = dict(zip(call.conditional_pictures, call.conditional, strict=True))
         for picture in shown:
             self._latest[picture] = (call.step, tuple(units), {})
 
         def keep(place: int, decision: Tensor) -> None:
-            if place in wanted and decision.ndim == 3:
-                for picture, row in shown.items():
-                    # The ControlNets may have run for the conditional half of the batch only.
-                    self._latest[picture][2][place] = decision[row % len(decision)]
+            for picture, row in shown.items():
+                # The ControlNets may have run for the conditional half of the batch only.
+                self._latest[picture][2][place] = decision[row % len(decision)]
 
         return keep
 
+    def of_all(self, picture: int) -> list[Tensor]:
+        """The latest decision about every residual: int8 [h, w], or [C] where channels decide."""
+        maps = self._latest.get(picture, (0, (), {}))[2]
+        return [maps[place] for place in sorted(maps)]
+
     def of(self, picture: int) -> Decision | None:
-        """The latest decision about a picture, or None."""
-        step, units, maps = self._latest.get(picture, (0, (), {}))
-        if not maps:
-            return None
-        return Decision(step, units, tuple(maps[place].cpu() for place in sorted(maps)))
+        """The latest decision about a picture's places, or None."""
+        every = self.of_all(picture)
+        shown = [every[place] for place in depths(len(every))] if every else []
+        maps = tuple(decision.cpu() for decision in shown if decision.ndim == 2)
+        return Decision(*self._latest[picture][:2], maps) if maps else None

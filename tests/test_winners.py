@@ -136,7 +136,7 @@ class TestKept:
 
     def decide(self, found, call, decision, count=4):
         """As the fusion tells of every residual."""
-        tell = found.listener(call, self.UNITS, count)
+        tell = found.listener(call, self.UNITS)
         if tell is not None:
             for place in range(count):
                 tell(place, decision + place)
@@ -149,6 +149,22 @@ class TestKept:
             assert [int(m) for m in decision.maps] == [20 + 10 * picture + n for n in (0, 1, 2)]
             assert decision.units == self.UNITS
         assert found.of(2) is None
+
+    def test_every_residual_is_kept_and_channels_are_not_drawn(self):
+        found = Winners()
+        units = [make_units((4, 6, 8, 8), seed=seed) for seed in range(4)]
+        by_unit = [list(unit) for unit in zip(*units, strict=True)]
+        fuse_residuals(by_unit, "pix+channel", DELTA, found.listener(self.call(), self.UNITS))
+        every = found.of_all(1)
+        assert [decision.shape for decision in every] == [(8, 8)] * 3 + [(6,)]
+        for decision, layer in zip(every[:3], units, strict=False):
+            assert torch.equal(decision, winners(layer, DELTA)[3])
+        assert torch.equal(every[3], winners(units[3], DELTA, channel_fusion)[3])
+        assert [map.shape for map in found.of(1).maps] == [(8, 8)] * 3
+        assert found.of_all(2) == []
+        middle = [unit[-1:] for unit in by_unit]
+        fuse_residuals(middle, "pix+channel", DELTA, found.listener(self.call(), self.UNITS))
+        assert found.of(1) is None
 
     def test_the_latest_fused_step_stays(self):
         found, zeros = Winners(), torch.zeros(4, 2, 2, dtype=torch.int8)

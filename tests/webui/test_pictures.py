@@ -171,7 +171,7 @@ class TestResult:
         winners = Winners()
         if decided:
             decision = a_decision()
-            maps = dict(enumerate(decision.maps))
+            maps = dict(enumerate((*decision.maps, torch.zeros(8, dtype=torch.int8))))
             winners._latest = {0: (3, decision.units, maps), 1: (3, decision.units, maps)}
         outcome = Outcome(Settings(**settings), calls=1, fused=int(decided))
         usable = None if mask is None else mask.any(-1).any(-1)
