@@ -234,13 +234,13 @@ class CrossAttentionRecorder:
         q, k = (t.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 2) for t in (query, key))
         logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=kind.scale)
         weights = logits.softmax(-1, dtype=torch.float32)
-        maps = weights.unflatten(0, (len(layers), -1, heads)).sum((0, 2)) / heads
+        maps = weights.unflatten(0, (len(layers), -1, heads)).sum((0, 2))
         if self._sum is None or self._sum.shape != maps.shape or self._sum_grid != self._grid:
             assert self._grid is not None
-            self._sum, self._sum_grid, self._count = maps, self._grid, len(layers)
+            self._sum, self._sum_grid, self._count = maps, self._grid, 0
         else:
             self._sum = self._sum + maps
-            self._count += len(layers)
+        self._count += len(layers) * heads
 
     def placed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [layers, rows, tokens, C] as the layers compare them."""

@@ -174,13 +174,15 @@ def _attend_group(
         return attend(q, k, v)
     if not text and count == image:
         return ask(q, 0, image)
+    (k_fg, k_bg), (v_fg, v_bg) = (t.split((count, t.shape[2] - count), 2) for t in (k, v))
+    if text:
+        k_fg, v_fg = (_with_text(t, count, image, text) for t in (k, v))
     own = q[:, :, text:] if text else q
     parts = []
     if count:
-        keys, values = (_seen_in_front(t, count, image, text) for t in (k, v))
-        parts.append((fg, attend(at(own, fg, 2), keys, values)))
+        parts.append((fg, attend(at(own, fg, 2), k_fg, v_fg)))
     if len(bg):
-        parts.append((bg, ask(at(own, bg, 2), count)))
+        parts.append((bg, attend(at(own, bg, 2), k_bg, v_bg)))
     out = torch.empty_like(q, dtype=parts[0][1].dtype)
     if text:
         out[:, :, :text] = ask(q[:, :, :text], image)
@@ -189,10 +191,10 @@ def _attend_group(
     return out
 
 
-def _seen_in_front(t: Tensor, count: int, image: int, text: int) -> Tensor:
+def _with_text(t: Tensor, count: int, image: int, text: int) -> Tensor:
     """Of sorted keys or values in front of a unit's own, what foreground rows attend to."""
-    if not text or count == image:
-        return t[:, :, : count + text]
+    if count == image:
+        return t[:, :, : image + text]
     return torch.cat((t[:, :, :count], t[:, :, image : image + text]), 2)
 
 
