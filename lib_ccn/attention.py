@@ -227,7 +227,9 @@ class _RegionForward:
     tally: InjectionTally
     # By projection what is mixed into its output, and how: mix(own, guest).
     guests: dict[str, Tensor] = field(default_factory=dict)
-    mix: Callable[[Tensor, Tensor], Tensor] = field(default=lambda own, _guest: own)
+    mix: Callable[[Tensor, Tensor], Tensor] = field(default_factory=lambda: _instead)
+    # Called when the last guest is mixed in.
+    complete: Callable[[], object] = field(default_factory=lambda: _nothing)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -273,7 +275,10 @@ class _RegionForward:
             return attend_by_region(query, key, value, regions, attend)
 
         self.mix = lambda own, guest: torch.cat((regions.in_order(guest, 1), own), 1)
-        with AttentionCalls(answer) as calls:
+        calls = AttentionCalls(answer)
+        with ExitStack() as listening:
+            # Not before: listening makes every function of torch's a little slower.
+            self.complete = partial(listening.enter_context, calls)
             out = self._visit(forward, self.captured)
         return out if fitting == [True] and not calls.masked else None
 
@@ -324,14 +329,21 @@ class _RegionForward:
             out = forward()
             return None if self.guests else out
         finally:
-            self.guests = {}
+            self.guests, self.complete = {}, _nothing
 
     def _projected(self, name: str, _module: nn.Module, _args: Any, own: Tensor) -> Tensor | None:
         guest = self.guests.get(name)
         if guest is None or guest.shape[-1] != own.shape[-1]:
             return None
         del self.guests[name]
-        return self.mix(own, guest.to(own))
+        mixed = self.mix(own, guest.to(own))
+        if not self.guests:
+            self.complete()
+        return mixed
+
+
+def _nothing() -> None:
+    pass
 
 
 def _instead(_own: Tensor, guest: Tensor) -> Tensor:

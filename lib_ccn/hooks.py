@@ -162,9 +162,9 @@ class AttentionCalls(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is not F.scaled_dot_product_attention:  # every torch function comes this way
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         named = {**dict(zip(names, args, strict=False)), **kwargs}
         if named.get("attn_mask") is not None or named.get("is_causal"):
