@@ -152,6 +152,20 @@ def test_another_attention_function_is_found_out_once():
     assert (first, len(calls) - first) == (1 + 1 + 2, 1 + 2)
 
 
+def test_a_function_that_a_host_put_in_place_of_torchs_is_still_heard(monkeypatch):
+    """As on Intel's cards, where it slices what is large."""
+    own = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda *args, **kwargs: own(*args, **kwargs)
+    )
+    fg, bg = blocks(lambda: LdmAttention(16, 2, asked_once))
+    x_fg, x_bg = torch.randn(2, 2, 24, 16, dtype=torch.float64)
+    mask = random_mask(2, 24)
+    out, tally = injected(fg, bg, x_fg, x_bg, Regions(mask))
+    assert (tally.injected, tally.by_side) == (1, 0)
+    torch.testing.assert_close(out, by_formula(fg, bg, x_fg, x_bg, mask))
+
+
 class Operations(TorchDispatchMode):
     """Counts what is dispatched."""
 
