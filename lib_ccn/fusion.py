@@ -111,20 +111,20 @@ def _strongest(pixels: _Pixels, score: Tensor, delta: float) -> _Fused:
 
 def _channel(units: Units, delta: float) -> _Fused:
     """ChannelFusion, equations 6 to 8."""
-    channels = _compared_channels(units)
+    entries, deviation, finite = _compared_channels(units)
     # Weights are the deviations; where there is none at all they are equal. A unit that is left
     # out has no weight, and those that are there are compared with each other.
-    weights = channels.deviation.clamp_min(_TINY)
-    if channels.finite is not None:
-        weights = weights * channels.finite
+    weights = deviation.clamp_min(_TINY)
+    if finite is not None:
+        weights = weights * finite
     weights = weights * (weights >= weights.amax(0) * max(delta, _NEGLIGIBLE))
     weights = weights / weights.sum(0).clamp_min(_TINY)
 
     def decision() -> Tensor:
         several = (weights > 0).flatten(3).any(3).sum(0) > 1
-        return _decision(channels.deviation[..., 0, 0].argmax(0), several)
+        return _decision(deviation[..., 0, 0].argmax(0), several)
 
-    return _Fused(_blend(channels.units, weights), decision)
+    return _Fused(_blend(entries, weights), decision)
 
 
 def _mean(units: Units, delta: float) -> _Fused:
@@ -285,7 +285,7 @@ def _gaussian(device: torch.device, channels: int) -> Tensor:
     return (ramp[:, None] * ramp / 16).repeat(channels, 1, 1, 1)
 
 
-# --- Around the rules: layers together, a CPU's slices ---
+# --- Around the rules: layers together ---
 
 
 def _fuse_one(
@@ -409,27 +409,22 @@ def _pixels(
     return _Pixels(units, _joined(deviations), _joined(lengths), products, holes)
 
 
-class _Channels(NamedTuple):
-    """Units [N, B, C, H, W], deviations [N, B, C, 1, 1]; which entries are finite, None for all."""
-
-    units: Sequence[Tensor] | Tensor
-    deviation: Tensor
-    finite: Tensor | None
-
-
-def _compared_channels(units: Units) -> _Channels:
+def _compared_channels(
+    units: Units,
+) -> tuple[Sequence[Tensor] | Tensor, Tensor, Tensor | None]:
+    """The units, their deviations [N, B, C, 1, 1], and which entries are finite (None: all)."""
     if _is_on_cpu(units):
         each = _each(units)
         deviation = torch.stack([_deviation(unit, (2, 3)) for unit in each])
         if _is_ordinary(each, deviation.flatten(0, 1)):
-            return _Channels(each, deviation, None)
+            return each, deviation, None
     known, finite = _finite_only(units)
     # The units' deviations are compared with each other, so that one scale serves them all.
     values = _in_range(known, lambda: known.abs().amax((0, 3, 4), keepdim=True))
     count = finite.sum((3, 4), keepdim=True).clamp_min(1)
     mean = values.sum((3, 4), keepdim=True) / count
     filled = torch.where(finite, values, mean)  # what is left out adds no deviation
-    return _Channels(known, _deviation(filled, (3, 4)), finite)
+    return known, _deviation(filled, (3, 4)), finite
 
 
 def _normalised(maps: Tensor) -> Tensor:
