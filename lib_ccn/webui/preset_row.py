@@ -34,7 +34,7 @@ class PresetRow:
 
     def __init__(self, element_id: str, store: PresetStore) -> None:
         self._store = store
-        bare = {"show_label": False, "container": False, "min_width": 150}
+        bare = {"show_label": False, "container": False, "min_width": 130}
         with gr.Row(elem_id=f"{element_id}_presets", elem_classes="ccn-presets"):
             gr.HTML("Preset")
             self._chosen = gr.Dropdown(

@@ -173,7 +173,7 @@ class Page:
             return time.monotonic() - since[0] >= quiet
 
         try:
-            until(is_quiet, "a page at rest")
+            until(is_quiet, "a page at rest", 120)
         except PageError as error:
             calls = self.js("return [...window.underWay].map(call => call.address)")
             raise PageError(f"{error}; under way: {calls}") from None
