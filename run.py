@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 INDEX = "CCN_TORCH_INDEX"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-IMPORTS = "import torch, numpy, PIL.Image, safetensors.torch, diffusers, transformers"
+IMPORTS = "import torch, sympy, numpy, PIL.Image, safetensors, diffusers, transformers"
 WINDOWS = os.name == "nt"
 NOTHING: dict[str, Any] = {"python": "", "index": "", "groups": {}, "files": 0}  # installed so far
 

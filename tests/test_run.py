@@ -359,6 +359,13 @@ class TestChecks:
         assert seen == [["-rfEs", "tests/test_run.py", "-k", "x"]]
 
 
+def test_torch_is_named_for_its_own_needs_too():
+    """It is installed without them, so that another index is asked for it alone."""
+    pins = [(ROOT / "requirements" / f"{name}.txt").read_text() for name in ("torch", "demo")]
+    (alone,), (again,) = (re.findall(r"^torch==.+$", text, re.M) for text in pins)
+    assert alone == again
+
+
 @pytest.mark.parametrize("group", ["torch", "demo", "playground", "test", "page", "constraints"])
 def test_every_requirement_is_pinned(group):
     lines = (ROOT / "requirements" / f"{group}.txt").read_text().splitlines()
