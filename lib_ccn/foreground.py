@@ -210,8 +210,8 @@ class CrossAttentionRecorder:
             return
         began = time.perf_counter()
         try:
-            for kind, layers in pending.items():
-                self._add(kind, layers)
+            for kind in list(pending):
+                self._add(kind, pending.pop(kind))
         except Exception as error:
             self._fail(error)
         self.seconds += time.perf_counter() - began
@@ -222,25 +222,30 @@ class CrossAttentionRecorder:
         self.pause()
 
     @torch.no_grad()
-    def _add(self, kind: _Kind, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def _add(self, kind: _Kind, layers: list[tuple[Tensor, Tensor]]) -> None:
         if isinstance(self._rows, Tensor):
             self._rows = sent(self._rows, kind.device)
         query, key = (
             (torch.stack(of_all) if len(of_all) > 1 else of_all[0][None])[:, self._rows]
             for of_all in zip(*layers, strict=True)
         )
+        count = len(layers)
+        layers.clear()  # what the host no longer needs is freed now
         query, key = self.placed(query, key)
         heads = kind.heads
-        q, k = (t.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 2) for t in (query, key))
-        logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=kind.scale)
-        weights = logits.softmax(-1, dtype=torch.float32)
-        maps = weights.unflatten(0, (len(layers), -1, heads)).sum((0, 2))
+        query, key = (
+            t.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 2) for t in (query, key)
+        )
+        weights = torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=kind.scale)
+        del query, key
+        weights = weights.softmax(-1, dtype=torch.float32)
+        maps = weights.unflatten(0, (count, -1, heads)).sum((0, 2))
         if self._sum is None or self._sum.shape != maps.shape or self._sum_grid != self._grid:
             assert self._grid is not None
             self._sum, self._sum_grid, self._count = maps, self._grid, 0
         else:
             self._sum = self._sum + maps
-        self._count += len(layers) * heads
+        self._count += count * heads
 
     def placed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [layers, rows, tokens, C] as the layers compare them."""
@@ -253,7 +258,7 @@ def at_a_time(device: torch.device) -> int:
     A launch for each layer would cost an accelerator more than its arithmetic; a processor has
     the better of what is still in its cache.
     """
-    return 0 if device.type == "cpu" else 2**25
+    return 0 if device.type == "cpu" else 2**26
 
 
 def word_map(maps: Tensor, positions: Sequence[int]) -> Tensor:

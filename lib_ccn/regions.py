@@ -96,7 +96,7 @@ class Regions:
         for rows in members:
             tokens = order if len(members) == 1 else order[rows[0]]
             count = counts[rows[0]]
-            fg, bg = tokens[:count], tokens[count:]
+            fg, bg = tokens.split((count, self.tokens - count))
             if self.usable is not None and not self.usable[rows[0]]:
                 fg = bg = tokens[:0]
             groups.append(RowGroup(self._batch(rows, device), fg, bg))
