@@ -26,7 +26,7 @@ from .hooks import (
     in_this_thread,
     why_unheard,
 )
-from .regions import Attend, Regions, at, attend_by_region
+from .regions import Attend, Regions, at, attend_by_region, attend_marked
 
 # Keys and values by the name of the self-attention, `SelfAttention.name`; [B, N, C] in a UNet.
 KeyValueStore = MutableMapping[str, tuple[Tensor, Tensor]]
@@ -272,9 +272,15 @@ class _RegionForward:
             fitting.append(fits)
             if not fits:
                 return attend(query, key, value)
+            if marked:
+                scale = getattr(attend, "keywords", {}).get("scale")
+                return attend_marked(query, key, value, regions, attend, scale)
             return attend_by_region(query, key, value, regions, attend)
 
-        self.mix = lambda own, guest: torch.cat((regions.in_order(guest, 1), own), 1)
+        marked = prefers_marks(x.device)
+        self.mix = lambda own, guest: torch.cat(
+            (guest if marked else regions.in_order(guest, 1), own), 1
+        )
         calls = AttentionCalls(answer)
         with ExitStack() as listening:
             # Not before: listening makes every function of torch's a little slower.
@@ -344,6 +350,11 @@ class _RegionForward:
 
 def _nothing() -> None:
     pass
+
+
+def prefers_marks(device: torch.device) -> bool:
+    """Whether one attention over everything costs less there than one for each side."""
+    return device.type != "cpu"
 
 
 def _instead(_own: Tensor, guest: Tensor) -> Tensor:

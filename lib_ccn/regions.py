@@ -1,9 +1,16 @@
 """Equation 9 of Cross-ControlNet (ICLR 2026) on bare tensors: attention whose rows have sides.
 
 Because the mask is binary, foreground rows only need the foreground keys of K1, and the others
-[K1[Mb] | K2]. With K1 sorted by side and put in front of K2, either is a stretch of one tensor.
-Two plain attentions on gathered queries are exact, need no attention mask, and are less work than
-one attention over everything. Only torch is imported.
+[K1[Mb] | K2]. Both forms are exact and need no attention mask, so that the quickest attention
+functions stay in use:
+
+* `attend_by_region`: with K1 sorted by side and put in front of K2, either is a stretch of one
+  tensor. Two plain attentions on gathered queries are less work than one over everything.
+* `attend_marked`: one attention over everything, in which further features of queries and keys keep
+  the sides apart. More arithmetic and few launches, and no shape depends on the mask: an
+  accelerator has its kernels and its memory ready, however many pictures with masks of their own.
+
+Only torch is imported.
 """
 
 from __future__ import annotations
@@ -16,8 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# (query, key, value), each [B, heads, tokens, d], to the result in the query's shape.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (query, key, value, scale=...), each [B, heads, tokens, d], to the result in the query's shape.
+Attend = Callable[..., Tensor]
+# Features that mark sides: three, and what brings a head's size to a multiple of eight again.
+_MARKS = 8
+# What a key says to queries that must not see it, before the attention's scale: after it far below
+# any other logit, so that the softmax gives exactly 0. In the range of half precision.
+_UNSEEN = -3e4
 
 
 class RowGroup(NamedTuple):
@@ -55,6 +67,7 @@ class Regions:
         self.foreground = foreground
         self.usable = usable
         self._there: dict[torch.device, tuple[list[RowGroup], Tensor | None]] = {}
+        self._marks: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @property
     def tokens(self) -> int:
@@ -81,6 +94,30 @@ class Regions:
         shape = [1] * t.ndim
         shape[0], shape[dim] = order.shape
         return t.gather(dim, order.view(shape).expand_as(t))
+
+    def marks(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Features that keep the sides apart in one attention of `like`'s device and dtype.
+
+        Returns:
+            Of the queries [B or 1, 1, N, 8]: which of three kinds they are, foreground, the rest,
+            or without a usable mask. Of the keys [K1 | K2] [B or 1, 1, 2N, 8]: by kind 0, or what
+            hides them.
+        """
+        kind = like.device, like.dtype
+        if kind not in self._marks:
+            marks = sent(self._made_marks().to(like.dtype), like.device)[:, None]
+            self._marks[kind] = marks[:, :, : self.tokens], marks[:, :, self.tokens :]
+        return self._marks[kind]
+
+    def _made_marks(self) -> Tensor:
+        rows = slice(1) if len(self._members()) == 1 else slice(None)
+        fg = self.foreground[rows]
+        usable = torch.ones(len(fg), 1) if self.usable is None else self.usable[rows, None].float()
+        every, none = torch.ones(fg.shape), torch.zeros(fg.shape)
+        queries = torch.stack((fg * usable, ~fg * usable, every - usable), -1)
+        guests = torch.stack((~fg, fg, every), -1) * _UNSEEN
+        own = torch.stack((every, none, none), -1) * _UNSEEN
+        return F.pad(torch.cat((queries, guests, own), 1), (0, _MARKS - queries.shape[-1]))
 
     def _on(self, device: torch.device) -> tuple[list[RowGroup], Tensor | None]:
         if device not in self._there:
@@ -157,6 +194,41 @@ def attend_by_region(
         out = torch.empty_like(query, dtype=part.dtype) if out is None else out
         out[group.rows] = part
     return query if out is None else out
+
+
+def attend_marked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    regions: Regions,
+    attend: Attend = F.scaled_dot_product_attention,
+    scale: float | None = None,
+) -> Tensor:
+    """Equation 9 as `attend_by_region` without text has it, in one attention.
+
+    A query of a kind meets in the products with a key also what that key says to this kind: 0, or
+    what makes the logit so small that the softmax gives exactly 0.
+
+    Args:
+        query: [B, heads, N, d] of the background unit.
+        key: [B, heads, 2N, d], the foreground unit's keys, in their own order, in front of the
+            background unit's; `value` is alike.
+        regions: N tokens for each of the B rows.
+        attend: the attention function.
+        scale: of the logits; None: 1 / sqrt(d).
+
+    Returns:
+        The result in the shape of `query`.
+    """
+    size = query.shape[-1]
+    of_queries, of_keys = (marks.expand(*query.shape[:2], -1, -1) for marks in regions.marks(query))
+    out = attend(
+        torch.cat((query, of_queries), -1),
+        torch.cat((key, of_keys), -1),
+        F.pad(value, (0, _MARKS)),  # as long as the others: else the quickest kernels decline
+        scale=size**-0.5 if scale is None else scale,
+    )
+    return out[..., :size]
 
 
 def _attend_group(
