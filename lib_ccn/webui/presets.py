@@ -82,8 +82,8 @@ _BUILT_IN = (
     Preset(
         "Paper (SD 1.5)",
         _PAPER,
-        "The paper's settings for Stable Diffusion 1.5: PixFusion + ChannelFusion, and injection "
-        "after a tenth of the steps.",
+        "As in the paper, for Stable Diffusion 1.5: PixFusion + ChannelFusion, injection after a "
+        "tenth of the steps.",
         built_in=True,
     ),
     Preset(
