@@ -10,10 +10,10 @@ from torch import Tensor
 from .command_line import SEED_LIMIT
 from .scenes import draw
 
-# One seed per scene, far from the trainer's. Chosen among thirty: every shape is there; with the
+# One seed per scene, far from the trainer's. Chosen among a hundred: every shape is there; with the
 # default seed the plain sum loses three of these conflicts and does as well in three. The model
 # card has the averages.
-SCENES = (1_000_225, 1_000_209, 1_000_215, 1_000_223, 1_000_226, 1_000_208)
+SCENES = (1_000_281, 1_000_222, 1_000_223, 1_000_221, 1_000_204, 1_000_208)
 
 
 @dataclass(frozen=True)

@@ -460,11 +460,11 @@ class TestBrowser:
         tools.until(lambda: shown.all(".ccn-chip"), "chips of the first example's words", 60)
         assert text(".ccn-badge") == "2 units fused + injection"
         shown.click(".ccn-chip")
-        tools.until(lambda: value(field) == "cyan star", "a phrase, after a click on a chip")
+        tools.until(lambda: value(field) == "red star", "a phrase, after a click on a chip")
         steps = "#ccn_steps input[type=number]"
         shown.js(tools.SET_TEXT, shown.one(steps), "3")
         shown.click("#txt2img_generate")
-        tools.until(lambda: "cyan star" in text("#ccn_status"), "the summary", 120)
+        tools.until(lambda: "red star" in text("#ccn_status"), "the summary", 120)
         for name in ("plain", "fused", "mask", "winner"):
             tools.until(lambda name=name: shown.all(f"#ccn_{name} img"), name)
         before = text("#ccn_winner_note")
