@@ -19,6 +19,7 @@ from lib_ccn.foreground import resize_mask, token_grid
 from lib_ccn.fusion import AVERAGED, channel_fusion, smooth, smoothed_deviation
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings
+from lib_ccn.webui.pictures import Result
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
 
 from .command_line import OutputError, prepare_folder
@@ -177,6 +178,7 @@ def draw_all(work: Explanation) -> dict[str, Image.Image]:
         "injection.png": injection_figure(work, found),
         "delta.png": delta_figure(work),
         "methods.png": methods_figure(work),
+        "strip.png": strip_figure(work),
     }
 
 
@@ -338,6 +340,15 @@ def methods_figure(work: Explanation) -> Image.Image:
         pictures.append(to_image(work.picture(work.settings.replace(**changes))))
     columns = [Column("Outline"), Column("Regions"), *(Column(name) for name in METHODS)]
     return draw_figure(columns, [Row(work.example.prompt, "", pictures)], cell=192)
+
+
+def strip_figure(work: Explanation) -> Image.Image:
+    """What "Show what was done" adds to a WebUI's results, drawn by the same code."""
+    controls: list[Any] = []
+    picture = work.picture(work.settings.replace(show_mask=True), controls.append)
+    shown = Result()
+    shown.take(controls[-1].session, 1)
+    return shown.strip(to_image(picture), 0)
 
 
 @torch.no_grad()
