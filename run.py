@@ -144,10 +144,10 @@ class Environment:
             hint = f"{INDEX}=https://pypi.org/simple takes torch with CUDA, several GB"
             raise SetupError(f"pip could not install {words[-1]}: is the network there? {hint}")
 
-    def run(self, *words: str, python: str = "", stdout: int | None = 2) -> int:
-        """Run Python; its exit status. It is ended when we are."""
-        command = [python or str(self.python), *words]
-        return subprocess.run(command, env=self.variables, stdout=stdout).returncode
+    def run(self, *words: str, python: str = "", **streams: int | None) -> int:
+        """Run Python, its output on stderr; its exit status. It is ended when we are."""
+        command, streams = [python or str(self.python), *words], {"stdout": 2, **streams}
+        return subprocess.run(command, env=self.variables, **streams).returncode  # type: ignore
 
     def lock(self, alone: bool) -> None:
         """Use the environment, `alone` or with others, until this process ends."""
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         if not (3, 10) <= sys.version_info[:2] <= (3, 13):
             raise SetupError(f"Python 3.10 to 3.13 is needed; this is {VERSION}")
         if {"-h", "--help"} & {*rest} and not environment.fits(groups):
-            if environment.run(*words, python=sys.executable, stdout=None):
+            if environment.run(*words, python=sys.executable, stdout=None, stderr=-3):  # DEVNULL
                 print(f"{name}: {text}; more is told once its packages are installed")
             return 0
         environment.prepare(groups)

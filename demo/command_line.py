@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
-
-from tqdm import tqdm
+from typing import NoReturn, TypeVar
 
 from lib_ccn.showable import shown_value
 
@@ -201,34 +199,3 @@ def keep_to_this_machine(variables: MutableMapping[str, str]) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         others = [part for part in variables.get(name, "").split(",") if part]
         variables[name] = ",".join([*others, LOCAL])
-
-
-class PlainLines(tqdm):
-    """A progress bar for where there is no terminal: a line every ten seconds, and one at the end.
-
-    A terminal's bar writes over itself, which a file or a pipe cannot show.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(mininterval=10, maxinterval=20, ascii=True, ncols=79, **options)
-
-    @staticmethod
-    def status_printer(file: Any) -> Callable[[str], None]:
-        """Return what writes a state of the bar."""
-
-        def write(text: str) -> None:
-            if text.strip():
-                file.write(text.strip() + "\n")
-                file.flush()
-
-        return write
-
-    def set_description(self, desc: str | None = None, refresh: bool | None = False) -> None:
-        """Name what is being done, without a line of its own."""
-        super().set_description(desc, refresh)
-
-
-def step_bar(total: int) -> Any:
-    """A bar of so many steps on stderr, as its place can show it."""
-    kind = tqdm if sys.stderr.isatty() else PlainLines
-    return kind(total=total, unit="step")

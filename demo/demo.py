@@ -28,7 +28,7 @@ from lib_ccn.hosts.diffusers import check_belonging, cross_controlnet
 from lib_ccn.images import ImageError, read_picture, to_condition
 from lib_ccn.settings import Settings, SettingsError
 
-from .command_line import OutputError, prepare_file, step_bar
+from .command_line import OutputError, prepare_file
 from .demo_model import (
     ModelError,
     generate,
@@ -42,6 +42,7 @@ from .examples import Example, bundled_examples
 from .figures import Column, Row, draw_figure, overlay, to_image
 from .metrics import object_iou
 from .options import DemoOptions
+from .progress import step_bar
 
 HEADS = {
     "foreground": Column("Foreground", "condition", "Conditions"),

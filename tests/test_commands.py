@@ -16,9 +16,10 @@ from PIL import Image
 from benchmarks.fidelity import command as fidelity
 from demo import demo_model
 from demo.__main__ import main
-from demo.command_line import INTERRUPTED, step_bar
+from demo.command_line import INTERRUPTED
 from demo.examples import bundled_examples
 from demo.options import parse_demo
+from demo.progress import step_bar
 from lib_ccn.settings import Settings
 from lib_ccn.webui.presets import METHOD, PresetStore
 from training import command as training

@@ -6,8 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import pytest
-
 HERE = Path(__file__).resolve().parent
 # What is another with another family of models; the page, the API and failures are the same.
 SDXL_TESTS = ("test_host_equality.py", "test_host_residuals.py", "test_host_matrix.py")
@@ -86,7 +84,10 @@ def pytest_arguments(options: argparse.Namespace) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the tests; pytest's exit status."""
-    return int(pytest.main(pytest_arguments(parser().parse_args(arguments))))
+    options = parser().parse_args(arguments)
+    import pytest
+
+    return int(pytest.main(pytest_arguments(options)))
 
 
 if __name__ == "__main__":
