@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hosts.cases import EVERYWHERE, SUM, img2img, using
-from hosts.client import distance, same
+from hosts.client import HttpError, distance, same
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("settled")]
 
@@ -53,11 +53,23 @@ def tiled(host):
     return make
 
 
+def by_host(host, body):
+    """The host's own picture; skipped where its tiles do not get on with any ControlNet.
+
+    As in reForge: "'dict' object has no attribute 'cond_hint'".
+    """
+    assert "Cross-ControlNet" not in body["alwayson_scripts"]
+    try:
+        return host.generate(body)
+    except HttpError as error:
+        pytest.skip(f"the host's own tiles fail with ControlNets, without us: {error}")
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("tiles", [WHOLE, TILES], ids=["one tile", "four tiles"])
 def test_two_units(host, tiled, method, tiles):
     body = tiled(method, tiles)
-    plain = host.generate(body)
+    plain = by_host(host, body)
     assert same(host.generate(using(body, SUM)), plain), "our plain sum is not the host's"
     host.state()
     fused = host.generate(using(body, EVERYWHERE))
@@ -78,7 +90,7 @@ def test_hints_of_several_sizes(host, tiled):
         host.requests.unit("b", 2, image=host.requests.picture(2, 192)),
     ]
     body = tiled("MultiDiffusion", TILES, units)
-    plain = host.generate(body)
+    plain = by_host(host, body)
     assert same(host.generate(using(body, SUM)), plain)
     assert distance(plain, host.generate(using(body, EVERYWHERE))) > 0
 
@@ -86,6 +98,7 @@ def test_hints_of_several_sizes(host, tiled):
 def test_one_unit(host, tiled):
     """Nothing to fuse; the host's own list stays as it is."""
     body = tiled("MultiDiffusion", WHOLE, [host.requests.unit()])
+    plain = by_host(host, body)
     reply = host.generate(using(body, EVERYWHERE))
     assert "fewer than two" in reply.note
-    assert same(host.generate(body), reply)
+    assert same(plain, reply)
