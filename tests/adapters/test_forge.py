@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import torch
 
 from lib_ccn.hooks import is_in_front
-from lib_ccn.hosts.forge import FusedControlNets, _list, attach
+from lib_ccn.hosts.forge import FusedControlNets, _is_ours, attach
+from lib_ccn.hosts.linked_list import in_order
 from lib_ccn.settings import Settings
 
 from .stand_ins import Control, a_sampling, ask, chain, walk
@@ -87,7 +88,7 @@ class TestForgeNode:
         """Another extension may have added a unit behind which ours from the pass before stand."""
         node = a_node(self.MEAN, Control(1.0), Control(3.0))
         newest = chain(node.head, Control(7.0))
-        assert [link.value for link in _list(newest)] == [7.0]
+        assert [link.value for link in in_order(newest, ends=_is_ours)] == [7.0]
 
     def test_an_error_of_ours_costs_the_fusion_only(self, monkeypatch, caplog):
         node = a_node(self.MEAN, Control(1.0), Control(3.0))
