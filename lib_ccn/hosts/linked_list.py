@@ -101,7 +101,7 @@ def fused(
     said = {unit: results[unit] for unit in controls if unit in results}
     fusable = {unit: result for unit, result in said.items() if unit.eligible}
     common = _in_common(fusable, grid) if len(fusable) > 1 else _Common({}, {})
-    maps = session.fuse(common.maps)
+    maps = session.fuse(common.maps if common.places else {})
     if not common.places or session.settings.fusion == "sum":
         return total(said.values())
     whole = [as_tokens(made) if grid else made for made in maps]

@@ -1,0 +1,1 @@
+"""ComfyUI: the method as nodes. Only here `comfy` is imported."""

@@ -1,0 +1,82 @@
+"""A report as pictures: tensors [B, H, W, C] in [0, 1], as ComfyUI has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ..webui.pictures import Result, decision_image
+from .plan import Report
+
+_UNKNOWN = (40, 40, 40)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is shown of a sampling.
+
+    Attributes:
+        strips: [B, h, w, 3], each picture with its mask and who won where.
+        masks: [B, H, W], zeros where no mask is known.
+        winners: [B, H, W, 3], dark where nothing is known.
+        summary: in words.
+    """
+
+    strips: Tensor
+    masks: Tensor
+    winners: Tensor
+    summary: str
+
+    @classmethod
+    def of(cls, report: Report, images: Tensor) -> Drawn:
+        """Draw it beside the pictures [B, H, W, C] that were sampled."""
+        result = next(iter(report.results()), Result())
+        pictures = [_picture(image) for image in images]
+        size = (int(images.shape[1]), int(images.shape[2]))
+        count = len(pictures)
+        if not result.pictures and report.notes:
+            result.said = [f"{note}." for note in report.notes]
+        return cls(
+            _batch([result.strip(picture, n) for n, picture in enumerate(pictures)]),
+            torch.stack([_mask(result, n, size) for n in range(count)]),
+            _batch([_winners(result, n, size) for n in range(count)]),
+            report.account().line(),
+        )
+
+
+def _picture(image: Tensor) -> Image.Image:
+    values = image[..., :3].detach().cpu().float().nan_to_num(0.0).clamp(0, 1).mul(255).round()
+    return Image.fromarray(np.asarray(values, dtype=np.uint8))
+
+
+def _mask(result: Result, number: int, size: tuple[int, int]) -> Tensor:
+    mask = result.masks[number] if number < len(result.masks) else None
+    if mask is None:
+        return torch.zeros(size)
+    return functional.interpolate(mask[None, None].float().cpu(), size, mode="nearest")[0, 0]
+
+
+def _winners(result: Result, number: int, size: tuple[int, int]) -> Image.Image:
+    decision = result.decisions[number] if number < len(result.decisions) else None
+    wide = (size[1], size[0])
+    if decision is None:
+        return Image.new("RGB", wide, _UNKNOWN)
+    return decision_image(decision.maps[0]).resize(wide, Image.Resampling.NEAREST)
+
+
+def _batch(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures as one tensor; smaller ones on white."""
+    wide = max(picture.width for picture in pictures)
+    high = max(picture.height for picture in pictures)
+    sheets = []
+    for picture in pictures:
+        sheet = Image.new("RGB", (wide, high), (255, 255, 255))
+        sheet.paste(picture)
+        sheets.append(torch.from_numpy(np.array(sheet)).float() / 255)
+    return torch.stack(sheets)

@@ -1,0 +1,193 @@
+"""One sampling with a conditioning's ControlNets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..attention import UNET, AttentionForm
+from ..hosts.guard import Guard
+from ..hosts.linked_list import fused, in_order, unit_of, without_predecessors
+from ..session import Session
+from ..units import Call, Unit
+from .plan import Plan, Record
+from .words import begins_alike
+
+_PATCH = 2  # latents that a transformer's token has in each direction
+
+
+class Entry(NamedTuple):
+    """A positive conditioning, and whether its prompt is the foreground word's."""
+
+    embedding: Tensor
+    has_word: bool
+
+
+class Run(Guard):
+    """What is known of one sampling.
+
+    Args:
+        plan: of the node.
+        entries: the positive conditionings that have these ControlNets.
+        model: the host's, which has the network.
+    """
+
+    def __init__(self, plan: Plan, entries: Sequence[Entry], model: Any) -> None:
+        self.plan = plan
+        self.settings = plan.settings
+        self.entries = list(entries)
+        self.unet: nn.Module = model.diffusion_model
+        shapes = getattr(model, "latent_shapes", None)
+        self._shape = tuple(shapes[0]) if shapes else None
+        self._controls: dict[Unit, Any] = {}
+        self._known: dict[Any, Entry | None] = {}  # by the host's name of a conditioning
+        self._answered: Any = None
+        self._sigmas: tuple[Any, int] = (None, 0)
+
+    def answer(self, newest: Any, arguments: tuple[Any, ...]) -> Any:
+        """What the units of a list say to a call, as one.
+
+        Args:
+            newest: the last that was added.
+            arguments: of `get_control`: latents [rows, C, h, w], noise level [rows], conditioning,
+                how many conditionings are in the batch, the transformer's options.
+        """
+        x, t, cond, chunks, options = arguments
+        if self.session is None:
+            self.session = self._make_session(newest, len(x) // max(1, chunks), options)
+        call = self._describe(x, cond, chunks, options)
+        grid = None if self._is_unet else call.latent_size
+
+        def ask(control: Any) -> Any:
+            with without_predecessors(control):
+                return control.get_control(*arguments)
+
+        return fused(self.session, call, self._controls, t, ask, grid)
+
+    @property
+    def _is_unet(self) -> bool:
+        return hasattr(self.unet, "input_blocks")
+
+    def _make_session(self, newest: Any, pictures: int, options: Mapping[str, Any]) -> Session:
+        sigmas = options.get("sample_sigmas")
+        steps = 1 if sigmas is None else max(1, len(sigmas) - 1)
+        settings = self.plan.settings_for(steps)
+        form, problem = self._attention()
+        if form is None:
+            settings = settings.replace(inject=False)
+        controls = in_order(newest)
+        self._controls = {
+            unit_of(control, f"{number}: {type(control).__name__}", number): control
+            for number, control in enumerate(controls)
+        }
+        word, mask = self.plan.word, self.plan.mask
+        if mask is not None and len(mask) not in (1, self._pictures or pictures):
+            mask = mask[[n % len(mask) for n in range(self._pictures or pictures)]]
+        session = Session(
+            settings,
+            self.unet,
+            list(self._controls),
+            [] if word is None else [word.prompt],
+            None if word is None else word.encode,
+            mask,
+            steps,
+            form or UNET,
+        )
+        for text in (problem, word and word.missing()):
+            if text:
+                session.note(text)
+        # What the network is asked for other conditionings is not read.
+        self._answered = self.unet.register_forward_hook(lambda *_: session.end_call())
+        return session
+
+    def _attention(self) -> tuple[AttentionForm | None, str | None]:
+        """The kind of attention of this network; where it has none of ours, why not."""
+        if self._is_unet or not self.settings.inject:
+            return UNET, None
+        name = type(self.unet).__name__
+        return None, f"units are fused only: KV-Injection does not know the attention of {name}"
+
+    @property
+    def _pictures(self) -> int | None:
+        """How many pictures are sampled."""
+        return None if self._shape is None else int(self._shape[0])
+
+    def _describe(self, x: Tensor, cond: Any, chunks: int, options: Mapping[str, Any]) -> Call:
+        """The call of the network that this one prepares: chunk after chunk, all pictures each."""
+        here = max(1, len(x) // max(1, chunks))
+        total = self._pictures or here
+        shown = list(range(here)) if here == total else _window(options, here)
+        size = (int(x.shape[-2]), int(x.shape[-1]))
+        whole = shown is not None and (self._shape is None or size == tuple(self._shape[-2:]))
+        if not self._is_unet:
+            size = (-(-size[0] // _PATCH), -(-size[1] // _PATCH))
+        conditional = []
+        if whole:
+            chunk = self._read_chunk(cond, here, options)
+            conditional = [] if chunk is None else [chunk * here + n for n in range(here)]
+        pictures = [shown[row % here] for row in range(len(x))] if shown else []
+        return Call(size, self._step(options), pictures, conditional, None, whole, total)
+
+    def _step(self, options: Mapping[str, Any]) -> int:
+        """The sampler's step, by the noise level: a second evaluation may be the next step's."""
+        levels, now = options.get("sample_sigmas"), options.get("sigmas")
+        if levels is None or now is None:
+            return 0
+        if now is not self._sigmas[0]:  # a device is asked once a step
+            level = now[:1].to(levels)
+            reached = int((levels >= level * (1 - 1e-4)).sum())
+            self._sigmas = (now, min(max(reached - 1, 0), max(0, len(levels) - 2)))
+        return self._sigmas[1]
+
+    def _read_chunk(self, cond: Any, here: int, options: Mapping[str, Any]) -> int | None:
+        """Which chunk of the batch was encoded from the foreground word's prompt."""
+        marks = list(options.get("cond_or_uncond", ()))
+        names = list(options.get("uuids", range(len(marks))))
+        context = cond.get("c_crossattn")
+        found = [
+            self._entry_of(name, context, n * here) for n, name in enumerate(names[: len(marks)])
+        ]
+        read = [n for n, entry in enumerate(found) if entry is not None and entry.has_word]
+        if not read:  # the conditioning was changed behind our node
+            read = [n for n, entry in enumerate(found) if entry is None and marks[n] == 0]
+        return next((n for n in read if marks[n] == 0), next(iter(read), None))
+
+    def _entry_of(self, name: Any, context: Tensor | None, row: int) -> Entry | None:
+        """The positive conditioning that this row of the batch is from; None for none of ours."""
+        if context is None or row >= len(context):
+            return None
+        if name not in self._known:
+            own = context[row : row + 1]
+            alike = [entry for entry in self.entries if begins_alike(own, entry.embedding)]
+            self._known[name] = next((e for e in alike if e.has_word), next(iter(alike), None))
+        return self._known[name]
+
+    def end(self) -> Record | None:
+        """The sampling is over, whatever ended it: undo everything; what was done."""
+        if self._answered is not None:
+            self._answered.remove()
+            self._answered = None
+        if self.session is not None and sys.exc_info()[1] is not None:
+            self.session.ended_early = True  # interrupted, or something failed
+        self.close_session()
+        self._controls, self._known = {}, {}
+        account = self.account()
+        if account is None:
+            return None
+        pictures = self._pictures or 1
+        record = Record.of(account, self.session, pictures)
+        self.session = None
+        return record
+
+
+def _window(options: Mapping[str, Any], here: int) -> list[int] | None:
+    """Which pictures a sliding window shows; None where there is none."""
+    indexes = getattr(options.get("context_window"), "index_list", None)
+    if indexes is None:
+        indexes = (options.get("ad_params") or {}).get("sub_idxs")
+    if indexes is None or len(indexes) != here:
+        return None
+    return [int(n) for n in indexes]

@@ -1,0 +1,96 @@
+"""A word of a prompt, as ComfyUI's text encoders place it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..prompt import Sought, TokenizedPrompt, find_word, layout, why_missing
+from ..spelling import END_OF_WORD
+
+# Encoders whose tokens stand in the conditioning as they are numbered here.
+_CLIPS = ("l", "g", "h")
+_PLACEHOLDER = 0  # CLIP's "!", where an embedding's vector stands for a token
+
+
+@dataclass(frozen=True, eq=False)
+class PromptWord:
+    """A foreground word and the prompt that it is looked for in.
+
+    Attributes:
+        word: "" chooses one.
+        prompt: its tokens, and where they stand.
+        encode: token ids of a text, without special tokens.
+        embedding: [1, tokens, C], what the text encoder made of the prompt.
+    """
+
+    word: str
+    prompt: TokenizedPrompt
+    encode: Callable[[str], list[int]]
+    embedding: Tensor
+
+    @classmethod
+    def of(cls, clip: Any, text: str, word: str, embedding: Tensor) -> PromptWord:
+        """Look for a word in a prompt that this text encoder has encoded."""
+
+        def encode(wanted: str) -> list[int]:
+            plain = wanted.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)")
+            return [token.id for token in tokens_of(clip, plain).tokens]
+
+        return cls(word, tokens_of(clip, text), encode, embedding)
+
+    def missing(self) -> str | None:
+        """Why the word is of no use; None where it is in the prompt."""
+        if self.prompt.problem:
+            return self.prompt.problem
+        if not self.word.strip():
+            return None
+        sought = Sought.of(self.word, self.encode)
+        return None if find_word(self.prompt, sought.ids) else why_missing(self.prompt, sought)
+
+    def is_of(self, conditioning: Tensor) -> bool:
+        """Whether this conditioning [B, tokens, C] begins with what the prompt was encoded to."""
+        return begins_alike(conditioning, self.embedding)
+
+
+def begins_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two conditionings [B, tokens, C] are the same as far as both go."""
+    if one is other:
+        return True
+    if one.ndim != 3 or other.ndim != 3 or one.shape[2] != other.shape[2]:
+        return False
+    length = min(one.shape[1], other.shape[1])
+    first, second = one[:1, :length], other[:1, :length]
+    return bool(torch.equal(first.to(second), second))
+
+
+def tokens_of(clip: Any, text: str) -> TokenizedPrompt:
+    """Where the tokens of a prompt, weights and all, stand in its conditioning."""
+    by_encoder = clip.tokenize(text)
+    name = next((name for name in _CLIPS if name in by_encoder), None)
+    if name is None or len([n for n in by_encoder if n not in _CLIPS]):
+        encoders = ", ".join(by_encoder)
+        problem = f"a word can be looked for with CLIP alone, and this prompt is for {encoders}"
+        return TokenizedPrompt((), problem=problem)
+    tokenizer = getattr(clip.tokenizer, f"clip_{name}", None)
+    chunks = [
+        [token if isinstance(token, int) else _PLACEHOLDER for token, *_weight in chunk]
+        for chunk in by_encoder[name]
+    ]
+    length = len(chunks[0]) - 2
+    return layout(
+        chunks,
+        length,
+        bos=int(getattr(tokenizer, "start_token", chunks[0][0])),
+        eos=int(getattr(tokenizer, "end_token", chunks[0][-1])),
+        decode_piece=_pieces(tokenizer),
+    )
+
+
+def _pieces(tokenizer: Any) -> Callable[[int], str] | None:
+    pieces = getattr(tokenizer, "inv_vocab", None)
+    return None if pieces is None else lambda number: str(pieces.get(number, END_OF_WORD))
