@@ -27,8 +27,8 @@ NOTHING: dict[str, Any] = {"python": "", "index": "", "groups": {}, "files": 0} 
 COMMANDS = {
     "demo": ("-m demo demo", "", "conditions that disagree, fused in every way"),
     "playground": ("-m demo page", "playground", "a page to try the method in"),
-    "test": ("tests/check.py", "playground test", "linters, types and the test suite"),
-    "bench": ("-m benchmarks", "", "what the method costs; on a GPU: gpu; its use: fidelity"),
+    "test": ("tests/check.py", "playground bench test", "linters, types and the test suite"),
+    "bench": ("-m benchmarks", "bench", "what the method costs; on a GPU: gpu; its use: fidelity"),
     "hosttest": ("tests/hosts", "test", "try it in an installed WebUI: --webui DIR"),
     "explain": ("-m demo explain", "", "draw the figures of docs/how-it-works.md"),
     "train": ("-m training", "", "train the demo model from scratch"),

@@ -12,8 +12,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
@@ -120,16 +119,6 @@ def _leave_at_once() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(INTERRUPTED)
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Processes started here ignore Ctrl-C, which a terminal sends them too: we end them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def check_picture_name(option: str, path: Path) -> None:

@@ -71,7 +71,8 @@ def test_extras_are_ranges_that_the_pinned_versions_are_in():
     extras = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
     wanted = [packaging.Requirement(word) for word in re.findall(r'"([^"]+)"', extras)]
     pins = "\n".join(
-        (ROOT / "requirements" / f"{n}.txt").read_text() for n in ("demo", "playground", "test")
+        (ROOT / "requirements" / f"{name}.txt").read_text()
+        for name in ("demo", "bench", "playground", "test")
     )
     for requirement in wanted:
         if requirement.name == "sd-webui-cross-controlnet":

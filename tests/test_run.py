@@ -278,12 +278,12 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("words", "program", "groups"),
         [
-            (["bench", "x"], ["-m", "benchmarks", "x"], []),
+            (["bench", "x"], ["-m", "benchmarks", "x"], ["bench"]),
             (["gates", "--quick"], ["-m", "training.gates", "--quick"], []),
             (
                 ["test", "-k", "x"],
                 [str(ROOT / "tests/check.py"), "-k", "x"],
-                ["playground", "test"],
+                ["playground", "bench", "test"],
             ),
             (["hosttest"], [str(ROOT / "tests/hosts")], ["test"]),
             (["hosttest", "--page"], [str(ROOT / "tests/hosts"), "--page"], ["test", "page"]),
@@ -364,7 +364,9 @@ def test_torch_is_named_for_its_own_needs_too():
     assert alone == again
 
 
-@pytest.mark.parametrize("group", ["torch", "demo", "playground", "test", "page", "constraints"])
+@pytest.mark.parametrize(
+    "group", ["torch", "demo", "bench", "playground", "test", "page", "constraints"]
+)
 def test_every_requirement_is_pinned(group):
     lines = (ROOT / "requirements" / f"{group}.txt").read_text().splitlines()
     named = [line for line in lines if line and not line.startswith("#")]

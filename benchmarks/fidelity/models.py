@@ -15,15 +15,18 @@ from demo.demo_model import BUNDLED, load_pipeline
 
 
 def load(
-    model: str | None, controlnets: Sequence[str] | None, device: str, dtype: str | None
+    model: str | None,
+    controlnets: Sequence[str] | None,
+    device: str,
+    dtype: torch.dtype | None = None,
 ) -> Any:
     """A pipeline with two ControlNets and UniPC; on a CPU its weights lie channels last.
 
     Args:
         model: folder or hub id of a Stable Diffusion 1.5 or an SDXL; None is the bundled model.
         controlnets: the foreground's first.
-        device: "cpu", "cuda", "mps".
-        dtype: "float32" or "bfloat16" where autocast needs float32 weights; None leaves it open.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        dtype: of the weights; None is float32 on a CPU and float16 elsewhere.
 
     Raises:
         ModelError: something is missing or cannot be used.
@@ -31,9 +34,9 @@ def load(
     if model is not None and is_xl(model):
         pipe = load_family("sdxl", model, controlnets, device)
         if dtype is not None:
-            pipe.to(torch.float32)
+            pipe.to(dtype)
     else:
-        pipe = load_pipeline(model, controlnets, device, None if dtype is None else torch.float32)
+        pipe = load_pipeline(model, controlnets, device, dtype)
     if device == "cpu":  # a third faster there
         for part in (pipe.unet, pipe.vae, *pipe.controlnet.nets):
             part.to(memory_format=torch.channels_last)

@@ -60,10 +60,14 @@ def _normalised(grey: Tensor) -> Tensor:
     """(I - local mean) / (local deviation + 1): [B, H, W]."""
     axis = torch.arange(_SIDE, dtype=torch.float64) - _SIDE // 2
     line = torch.exp(-axis.square() / (2 * _SIGMA**2))
-    kernel = (torch.outer(line, line) / line.sum() ** 2)[None, None]
+    line = (line / line.sum())[None, None, None]
+
+    def local(values: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(values, line.mT), line)
+
     padded = F.pad(grey, [_SIDE // 2] * 4, mode="replicate")
-    mean = F.conv2d(padded, kernel)
-    variance = (F.conv2d(padded.square(), kernel) - mean.square()).clamp_min(0)
+    mean = local(padded)
+    variance = (local(padded.square()) - mean.square()).clamp_min(0)
     return ((grey - mean) / (variance.sqrt() + 1))[:, 0]
 
 

@@ -24,6 +24,7 @@ from lib_ccn.settings import Settings
 from .authors import RULES, fused_by
 from .methods import CEILINGS, MAIN, Ablation, Method, base_settings
 from .pairs import COMPLEMENTARY, Batch, Plan, Source
+from .processes import Processes
 from .store import Row, Store
 
 
@@ -106,6 +107,18 @@ def _is_possible(source: Source, plan: Plan, method: Method | None) -> bool:
 def is_done(job: Job, store: Store) -> bool:
     """Whether every row of the job is in the store; of the ceilings, the first that all have."""
     return all((job.plan.case, job.keys[0], pair) in store.rows for pair in job.plan.ids)
+
+
+def share(due: Sequence[Job], processes: Processes) -> list[Job]:
+    """This process's part of the jobs: each goes to whoever has the fewest pictures so far."""
+    loads = [0] * processes.count
+    own = []
+    for job in due:
+        index = loads.index(min(loads))
+        loads[index] += len(job.plan.ids)
+        if index == processes.index:
+            own.append(job)
+    return own
 
 
 class Worker:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .processes import Processes
+
 Key = tuple[str, str, str]  # case, method, pair
 Row = dict[str, float]
+
+RESULTS = "results.jsonl"
+PARTS = "results-*.jsonl"  # what other processes than the first have made, until they are merged
 
 
 class StoreError(Exception):
@@ -18,24 +24,44 @@ class StoreError(Exception):
 class Store:
     """The folder of one run: `run.json` says how it was made, `results.jsonl` has the rows.
 
+    Every process of a run adds lines to a file of its own, on its own machine's disk or on one
+    that all share; `merge` puts them together.
+
     Args:
         folder: made if it is missing.
         how: what must be the same for results to belong together; plain JSON values.
         fresh: what is there already is thrown away.
+        processes: those of the run; every one of them makes its store at the same time.
 
     Raises:
         StoreError: the folder has results, and they were made otherwise.
     """
 
-    def __init__(self, folder: Path, how: dict[str, Any], fresh: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        how: dict[str, Any],
+        fresh: bool = False,
+        processes: Processes | None = None,
+    ) -> None:
         self.folder = folder
-        self.results = folder / "results.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        note = folder / "run.json"
+        self.processes = processes or Processes()
+        self.rows: dict[Key, Row] = {}
+        self._added: dict[Key, Row] = {}
+        index = self.processes.index
+        self.results = folder / (RESULTS if index == 0 else PARTS.replace("*", str(index)))
+        if self.processes.local == 0:
+            self._prepare(how, fresh)
+            self.rows = dict(self._read())
+        self.rows = dict(self.processes.gathered(list(self.rows.items())))
+
+    def _prepare(self, how: dict[str, Any], fresh: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = self.folder / "run.json"
         if fresh:
-            self.results.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
-        if note.exists() and self.results.exists() and self.results.stat().st_size:
+            for path in (note, *self._files()):
+                path.unlink(missing_ok=True)
+        if note.exists() and any(path.stat().st_size for path in self._files()):
             before = json.loads(note.read_text("utf-8"))
             other = [k for k in {*before, *how} if before.get(k) != how.get(k)]
             if other:
@@ -43,20 +69,42 @@ class Store:
                     f"{k} was {before.get(k)!r} and is {how.get(k)!r}" for k in sorted(other)
                 )
                 raise StoreError(
-                    f"{folder} holds another run's results ({what}): name another --out, or "
+                    f"{self.folder} holds another run's results ({what}): name another --out, or "
                     "throw them away with --fresh"
                 )
-        note.write_text(json.dumps(how, indent=2) + "\n", "utf-8")
-        self.rows: dict[Key, Row] = dict(self._read())
+        text = json.dumps(how, indent=2) + "\n"
+        if not note.exists() or note.read_text("utf-8") != text:
+            note.write_text(text, "utf-8")
+        for path in self._files():
+            with path.open("rb+") as file:
+                if file.read()[-1:] not in (b"", b"\n"):
+                    file.write(b"\n")  # a run that was killed may leave half a line
 
     def add(self, case: str, method: str, scores: dict[str, Row]) -> None:
         """Keep one batch: a row per pair."""
-        lines = []
-        for pair, row in scores.items():
-            self.rows[case, method, pair] = row
-            lines.append(json.dumps({"case": case, "method": method, "pair": pair, **row}))
+        new = {(case, method, pair): row for pair, row in scores.items()}
+        self.rows.update(new)
+        self._added.update(new)
         with self.results.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            file.writelines(_line(key, row) for key, row in new.items())
+
+    def merge(self) -> None:
+        """All processes' rows in every store, and in one file in the first one's folder."""
+        self.rows.update(self.processes.gathered(list(self._added.items())))
+        self._added = {}
+        if self.processes.count > 1 or any(self.folder.glob(PARTS)):
+            self._merge_files()
+
+    def _merge_files(self) -> None:
+        if self.processes.is_first:
+            whole = self.folder / f"{RESULTS}.new"
+            with whole.open("w", encoding="utf-8") as file:
+                file.writelines(_line(key, row) for key, row in self.rows.items())
+            os.replace(whole, self.folder / RESULTS)
+        self.processes.wait()
+        if self.processes.local == 0:
+            for path in self.folder.glob(PARTS):
+                path.unlink(missing_ok=True)
 
     def column(self, case: str, method: str, measure: str) -> dict[str, float]:
         """One measure by pair."""
@@ -66,13 +114,22 @@ class Store:
             if c == case and m == method and measure in row
         }
 
+    def _files(self) -> Iterator[Path]:
+        if (self.folder / RESULTS).exists():
+            yield self.folder / RESULTS
+        yield from sorted(self.folder.glob(PARTS))
+
     def _read(self) -> Iterable[tuple[Key, Row]]:
-        if not self.results.exists():
-            return
-        for line in self.results.read_text("utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                key = row.pop("case"), row.pop("method"), row.pop("pair")
-            except (ValueError, KeyError, AttributeError):
-                continue  # a run that was killed may leave half a line
-            yield key, row
+        for path in self._files():
+            for line in path.read_text("utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                    key = row.pop("case"), row.pop("method"), row.pop("pair")
+                except (ValueError, KeyError, AttributeError):
+                    continue  # half a line
+                yield key, row
+
+
+def _line(key: Key, row: Row) -> str:
+    case, method, pair = key
+    return json.dumps({"case": case, "method": method, "pair": pair, **row}) + "\n"

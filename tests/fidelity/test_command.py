@@ -12,6 +12,7 @@ from benchmarks.fidelity import command, report
 from benchmarks.fidelity.folder import FolderPairs
 from benchmarks.fidelity.methods import MAIN, TRUE_OBJECT, WIDENED_OBJECT, ablations
 from benchmarks.fidelity.models import is_xl, weights_digest
+from benchmarks.fidelity.options import build_parser, description, sampling_of, weights_dtype
 from benchmarks.fidelity.pairs import CONFLICT
 from benchmarks.fidelity.runner import is_done, jobs
 from benchmarks.fidelity.scorers import Scorers
@@ -65,13 +66,15 @@ def test_a_failed_start_does_not_stand_in_the_way_of_the_next(model, folder, tmp
 
 def test_a_run_is_told_by_what_its_rows_depend_on(folder, tmp_path):
     def described(*options: str) -> dict[str, object]:
-        given = command.build_parser().parse_args([*options])
-        return command.description(given, command.sampling_of(given))
+        given = build_parser().parse_args([*options])
+        return description(given, sampling_of(given))
 
     own = ("--model", "m", "--pairs", str(folder))
     before = described(*own)
     assert described(*own, "--batch", "3") == before
-    assert described(*own, "--dtype", "float32") != before  # float16 otherwise on a GPU
+    assert described(*own, "--dtype", "float32") == before
+    assert described(*own, "--device", "cuda")["dtype"] == "float16"
+    assert described(*own, "--dtype", "float16") == described(*own, "--device", "cuda")
     (folder / "pairs.json").write_text((folder / "pairs.json").read_text().replace("a ", "the "))
     assert described(*own) != before
     assert described()["weights"] == weights_digest()
@@ -85,7 +88,38 @@ def test_a_run_is_told_by_what_its_rows_depend_on(folder, tmp_path):
 
 @pytest.mark.parametrize(("options", "scale"), [([], 3.0), (["--guidance-scale", "0"], 0.0)])
 def test_guidance_is_what_was_asked_for(options, scale):
-    assert command.sampling_of(command.build_parser().parse_args(options)).guidance_scale == scale
+    assert sampling_of(build_parser().parse_args(options)).guidance_scale == scale
+
+
+def test_half_precision_is_the_weights_own_but_for_the_bundled_model():
+    """It was trained in autocast; others are loaded in half the memory."""
+    for options, device, weights, autocast in (
+        ([], "cpu", "float32", True),
+        (["--dtype", "float32"], "cpu", "float32", False),
+        ([], "cuda:1", "float16", False),
+        (["--model", "m"], "cpu", "float32", False),
+        (["--model", "m"], "cuda:1", "float16", False),
+        (["--model", "m", "--dtype", "bfloat16"], "cuda:1", "bfloat16", False),
+    ):
+        given = build_parser().parse_args(options)
+        assert weights_dtype(given, device) == weights
+        assert sampling_of(given, device).bfloat16 is autocast
+
+
+def test_methods_and_cases_can_be_chosen(model, folder, tmp_path, capsys):
+    options = ["--model", str(model), "--pairs", str(folder), "--steps", "2"]
+    options += ["--out", str(tmp_path / "out")]
+    chosen = ["--methods", "full delta=0.4", "sum", "--cases", CONFLICT]
+    assert command.main([*options, *chosen, "--count", "1"]) == 0
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert {json.loads(line)["method"] for line in lines} == {"full delta=0.4", "sum", "drawn"}
+    said = capsys.readouterr().out
+    assert "| Plain sum |" in said
+    assert "MaxFusion" not in said
+    assert command.main([*options, "--methods", "best"]) == 1
+    assert "no 'best'; known are" in capsys.readouterr().err
+    assert command.main([*options, "--cases", "complementary"]) == 1
+    assert "no pairs of complementary" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,9 @@ def test_results_survive_a_broken_run_and_other_runs_are_refused(tmp_path):
     Store(tmp_path, how).add(CONFLICT, "sum", {"00000": {"iou": 0.5}, "00001": {"iou": 1.0}})
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"case": "conflict", "meth')
+    Store(tmp_path, how).add(CONFLICT, "pix", {"00000": {"iou": 0.75}})
     again = Store(tmp_path, how)
+    assert again.column(CONFLICT, "pix", "iou") == {"00000": 0.75}
     assert again.column(CONFLICT, "sum", "iou") == {"00000": 0.5, "00001": 1.0}
     plan = Plan(CONFLICT, "star", (0, 1))
     assert is_done(Job(plan, SUM), again)
@@ -63,7 +65,7 @@ def test_a_run_makes_every_row_and_a_second_one_nothing(worker, tmp_path, monkey
     variants = ablations(QUICK.steps, 3, 2)
     store = Store(tmp_path, {})
     everything = jobs(worker.source, 1, 1, variants, 24)
-    assert command.work(everything, store, worker, None, 1, None)
+    assert command.work(everything, store, worker, None)
     wanted = {(j.plan.case, k, p) for j in everything for k in j.keys for p in j.plan.ids}
     assert set(store.rows) == wanted
     assert all(0 <= row["iou"] <= 1 and "natural" in row for row in store.rows.values())
@@ -103,7 +105,7 @@ def test_a_table_tells_what_is_apart_from_the_sum(tmp_path):
 def test_a_run_out_of_time_stops_between_batches(worker, tmp_path):
     store = Store(tmp_path, {})
     everything = jobs(worker.source, 2, 0, (), 24)
-    assert not command.work(everything, store, worker, None, 1, minutes=0)
+    assert not command.work(everything, store, worker, minutes=0)
     assert 0 < len(store.rows) <= 4
 
 
