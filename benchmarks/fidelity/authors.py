@@ -32,12 +32,16 @@ class Rule:
         over_batch: normalised by the sum over the whole batch, not over each sample's map; the
             batch is one picture's two halves of guidance, so pictures are made one at a time.
         coupled: the two encoders exchange features while they run.
+        unpacked: each fused residual is taken apart as if it were one per encoder, while it is
+            one batch of guidance's two halves: what is added to the skips of both halves is the
+            unconditional half's, what is added in the middle the conditional half's.
     """
 
     kernel: tuple[tuple[float, ...], ...] = GAUSSIAN
     variance: bool = False
     over_batch: bool = False
     coupled: bool = False
+    unpacked: bool = False
 
 
 RULES = {
@@ -48,6 +52,8 @@ RULES = {
     "authors": Rule(CENTRED, variance=True, over_batch=True),
     "coupled": Rule(coupled=True),
     "coupled authors": Rule(CENTRED, variance=True, over_batch=True, coupled=True),
+    "unpacked": Rule(unpacked=True),
+    "unpacked authors": Rule(CENTRED, True, over_batch=True, coupled=True, unpacked=True),
 }
 
 
@@ -113,19 +119,17 @@ def coupled_residuals(
 ) -> list[list[Tensor]]:
     """Both ControlNets' residuals, `exchange` between them at every block's end.
 
-    Features meet after the input convolution, after each down block and after the middle block.
-    A block's own skip features stay its own; what is exchanged goes on to the next block.
+    Features meet after the input convolution (before the condition's own are added), after each
+    down block and after the middle block. A block's own skip features stay its own; what is
+    exchanged goes on to the next block.
     """
     times = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
     embedded = [net.time_embedding(net.time_proj(times).to(sample.dtype)) for net in nets]
-    states = list(
-        exchange(
-            *(
-                net.conv_in(sample) + net.controlnet_cond_embedding(condition)
-                for net, condition in zip(nets, conditions, strict=True)
-            )
-        )
-    )
+    met = exchange(*(net.conv_in(sample) for net in nets))
+    states = [
+        state + net.controlnet_cond_embedding(condition)
+        for state, net, condition in zip(met, nets, conditions, strict=True)
+    ]
     skips: list[list[Tensor]] = [[state] for state in states]
     for blocks in zip(*(net.down_blocks for net in nets), strict=True):
         for i, block in enumerate(blocks):
@@ -186,13 +190,21 @@ def fused_by(pipe: Any, rule: Rule, delta: float = 0.7) -> Iterator[None]:
         )
         pairs = zip(first[:-1], second[:-1], strict=True)
         fused = [fuse(a, b, rule, delta) for a, b in pairs]
-        return fused, channel_fusion([first[-1], second[-1]], delta)
+        middle = channel_fusion([first[-1], second[-1]], delta)
+        if rule.unpacked:
+            return [_one_half(t, 0) for t in fused], _one_half(middle, 1)
+        return fused, middle
 
     multiple.__dict__["forward"] = forward
     try:
         yield
     finally:
         del multiple.__dict__["forward"]
+
+
+def _one_half(batch: Tensor, number: int) -> Tensor:
+    """One half of guidance's batch (0 unconditional, 1 conditional) in the place of both."""
+    return batch.chunk(2)[number].repeat(2, 1, 1, 1)
 
 
 def _inputs(block: Any, state: Tensor, embedded: Tensor, text: Tensor) -> dict[str, Tensor]:

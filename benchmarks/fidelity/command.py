@@ -19,7 +19,7 @@ from lib_ccn.attention import self_attention_layers
 from . import report
 from .authors import supports
 from .folder import FolderPairs, PairsError
-from .methods import COUPLED, MAIN, Ablation, Method, ablations
+from .methods import COUPLED, MAIN, UNPACKED, Ablation, Method, ablations
 from .models import load
 from .options import (
     ABLATED,
@@ -122,7 +122,7 @@ def prepare(given: argparse.Namespace, sampling: Sampling, device: str) -> Worke
 
 def _methods(given: argparse.Namespace, variants: Sequence[Ablation]) -> list[Method]:
     """The rows of the main tables."""
-    chosen: list[Method] = [*MAIN, COUPLED] if given.coupled else list(MAIN)
+    chosen: list[Method] = [*MAIN, COUPLED, UNPACKED] if given.coupled else list(MAIN)
     if not given.methods:
         return chosen
     known = {m.key: m for a in variants for _, m in a.methods} | {m.key: m for m in chosen}

@@ -24,6 +24,8 @@ class Method:
         true_mask: the mask is the pair's own object, one picture at a time.
         widened: by how many tokens of the word's map that object is grown.
         weight: of both ControlNets.
+        masked: the background's condition is black where the object is, so that the two do not
+            overlap, as diffusers' documentation advises for several ControlNets.
     """
 
     key: str
@@ -34,6 +36,7 @@ class Method:
     true_mask: bool = False
     widened: int = 0
     weight: float = 1.0
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,15 @@ WIDENED_OBJECT = Method(
 )
 # Weights scale the residuals, so for two units the sum at half weight is the mean.
 MEAN = Method("mean", "Mean (= sum at half weight)", {"fusion": "mean"})
+MASKED = Method("masked", "Plain sum, conditions masked apart", {"fusion": "sum"}, masked=True)
 COUPLED = Method("coupled", "Coupled encoders, then PixFusion + ChannelFusion", rule="coupled")
+UNPACKED = Method("unpacked", "PixFusion + ChannelFusion, unpacked by halves", rule="unpacked")
 MAIN = (
     Method("unit 0", "Foreground unit alone", unit=0),
     Method("unit 1", "Background unit alone", unit=1),
     SUM,
     MEAN,
+    MASKED,
     Method("max", "MaxFusion (output rule)", {"fusion": "max"}),
     Method("pix", "PixFusion", {"fusion": "pix"}),
     CHANNEL,
@@ -182,6 +188,8 @@ def ablations(steps: int, layers: int, mask_reduction: int) -> list[Ablation]:
                 by_rule("kernel 12 and batch variance", "authors"),
                 ("coupled encoders, the paper's fusion", COUPLED),
                 by_rule("coupled encoders, the authors' fusion", "coupled authors"),
+                ("one half's skips, the other's middle", UNPACKED),
+                by_rule("all of it", "unpacked authors"),
             ],
         ),
     ]

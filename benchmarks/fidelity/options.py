@@ -90,7 +90,8 @@ def _how_much(size: Any) -> None:
     size.add_argument(
         "--coupled",
         action="store_true",
-        help="the authors' coupled encoders for every pair, not in the ablations alone",
+        help="the authors' coupled encoders and unpacked halves for every pair, not in the "
+        "ablations alone",
     )
     size.add_argument(
         "--minutes", type=number(0, 1e6), help="stop after so long; a later run goes on"

@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from demo.demo_model import generate
 from demo.metrics import mask_iou, widened
-from lib_ccn.foreground import reduced_grid, resize_mask
+from lib_ccn.foreground import reduced_grid, resize_mask, silhouette
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings
 
@@ -150,6 +150,8 @@ class Worker:
         self, method: Method, batch: Batch, on_step: Callable[[int], Any]
     ) -> tuple[Tensor, list[Row]]:
         """Pictures [B, 3, H, W], and what is known of each one's mask."""
+        if method.masked:
+            batch = replace(batch, conditions=masked_apart(batch))
         if method.unit is not None:
             alone = one_unit(self.pipe, method.unit)
             return self._generate(alone, batch, batch.conditions[method.unit], on_step), [
@@ -157,6 +159,8 @@ class Worker:
             ]
         if method.rule is not None:
             rule = RULES[method.rule]
+            if self.sampling.guidance_scale <= 1:
+                rule = replace(rule, unpacked=False)  # there are no halves
             parts = _singles(batch) if rule.over_batch else [batch]
             with fused_by(self.pipe, rule):
                 made = [self._generate(self.pipe, p, p.conditions, on_step) for p in parts]
@@ -220,6 +224,16 @@ def one_unit(pipe: Any, number: int) -> Any:
     alone = type(pipe)(**parts, **options)
     alone.set_progress_bar_config(disable=True)
     return alone
+
+
+def masked_apart(batch: Batch) -> list[Tensor]:
+    """The conditions, all but the foreground's black where the object is.
+
+    Where it is unknown, what the foreground's condition shows is taken for it.
+    """
+    front, *others = batch.conditions
+    inside = silhouette(front) if batch.object_mask is None else batch.object_mask
+    return [front, *(other.masked_fill(inside[:, None], 0) for other in others)]
 
 
 def weighted(pipe: Any, weight: float) -> Any:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.fidelity import authors, layers, runner
-from benchmarks.fidelity.methods import CHANNEL, SUM, TRUE_OBJECT, WIDENED_OBJECT, Method
+from benchmarks.fidelity.methods import CHANNEL, MASKED, SUM, TRUE_OBJECT, WIDENED_OBJECT, Method
 from benchmarks.fidelity.pairs import CONFLICT
 from benchmarks.fidelity.runner import Worker
 from demo import metrics
@@ -106,6 +106,50 @@ def test_the_papers_rule_by_either_way_makes_the_same_picture(worker, monkeypatc
     other = worker.pictures(Method("p", "P", rule="paper"), batch, lambda _: None)[0]
     assert torch.allclose(ours, other, atol=1e-3)
     assert "forward" not in worker.pipe.controlnet.__dict__
+
+
+def test_unpacking_gives_both_halves_the_skips_of_one_and_the_middle_of_the_other(worker):
+    batch = worker.source.load(worker.source.plans(CONFLICT, 2, 24)[0])
+    inputs = layers.noisy_inputs(worker.pipe, batch, 400)
+    count = len(batch.seeds)
+    text = torch.cat([torch.zeros_like(inputs["encoder_hidden_states"]),
+                      inputs["encoder_hidden_states"]])  # fmt: skip
+    both = {"sample": inputs["sample"].repeat(2, 1, 1, 1), "timestep": inputs["timestep"][0]}
+    conditions = [condition.repeat(2, 1, 1, 1) for condition in batch.conditions]
+
+    def residuals(name: str) -> list[torch.Tensor]:
+        with torch.inference_mode(), authors.fused_by(worker.pipe, authors.RULES[name]):
+            down, middle = worker.pipe.controlnet(
+                **both, encoder_hidden_states=text, controlnet_cond=conditions,
+                conditioning_scale=[1.0, 1.0],
+            )  # fmt: skip
+        return [*down, middle]
+
+    authors.RULES["paper"] = authors.Rule()
+    try:
+        *down, middle = residuals("paper")
+    finally:
+        del authors.RULES["paper"]
+    *ours, our_middle = residuals("unpacked")
+    for whole, unpacked in zip(down, ours, strict=True):
+        assert torch.equal(unpacked, whole[:count].repeat(2, 1, 1, 1))
+    assert torch.equal(our_middle, middle[count:].repeat(2, 1, 1, 1))
+    assert not torch.equal(down[-1], ours[-1])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by the object", "by what it shows"])
+def test_conditions_masked_apart_do_not_overlap(worker, known):
+    batch = worker.source.load(worker.source.plans(CONFLICT, 2, 24)[0])
+    inside = batch.object_mask if known else silhouette(batch.conditions[0])
+    given = batch if known else replace(batch, object_mask=None)
+    front, back = runner.masked_apart(given)
+    assert torch.equal(front, batch.conditions[0])
+    assert not back.movedim(1, -1)[inside].any()
+    outside = ~inside[:, None].expand_as(back)
+    assert torch.equal(back[outside], batch.conditions[1][outside])
+    masked = worker.pictures(MASKED, given, lambda _: None)[0]
+    again = worker.pictures(SUM, replace(given, conditions=[front, back]), lambda _: None)[0]
+    assert torch.equal(masked, again)
 
 
 def test_one_unit_alone_uses_that_unit(worker):
