@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -41,6 +42,7 @@ class FolderPair:
         object_mask: image file, white where the object should be.
         labels: image file of class numbers, as the segmenter counts them; 255 is not judged.
         reference: image file, the picture that the conditions were taken from.
+        conditions: kinds of the two, such as "pose+seg"; "" leaves them open.
     """
 
     prompt: str
@@ -52,6 +54,12 @@ class FolderPair:
     object_mask: str | None = None
     labels: str | None = None
     reference: str | None = None
+    conditions: str = ""
+
+    @property
+    def background_kind(self) -> str:
+        """The kind of the background's condition; "" where that is open."""
+        return self.conditions.partition("+")[2]
 
 
 class FolderPairs:
@@ -63,6 +71,12 @@ class FolderPairs:
         self.folder, self.size, self.scorers = folder, size, scorers
         self.pairs = read_pairs(folder)
         self.cases = tuple(c for c in CASES if any(p.case == c for p in self.pairs))
+
+    @property
+    def conditions(self) -> str:
+        """The kinds of conditions that all pairs have, "" where they differ or are open."""
+        kinds = {pair.conditions for pair in self.pairs}
+        return kinds.pop() if len(kinds) == 1 else ""
 
     def plans(self, case: str, count: int, size: int) -> list[Plan]:
         """See `Source`; pairs of one word, all with a mask or reference or none, go together."""
@@ -108,18 +122,18 @@ class FolderPairs:
 
     def score(self, batch: Batch, pictures: Tensor) -> list[dict[str, float]]:
         """See `Source`."""
-        rows = []
-        for number, pair in enumerate(batch.details):
-            rows.append(
-                self.scorers.score(
-                    pictures[number],
-                    prompt=pair.prompt,
-                    background=batch.conditions[1][number],
-                    object_mask=self._mask(pair.object_mask),
-                    labels=self._labels(pair.labels),
-                    reference=None if pair.reference is None else self._image(pair.reference),
-                )
-            )
+        pairs = batch.details
+        rows: list[dict[str, float]] = self.scorers.score(
+            pictures,
+            prompts=[pair.prompt for pair in pairs],
+            background=batch.conditions[1],
+            kinds=[pair.background_kind for pair in pairs],
+            object_masks=[self._mask(pair.object_mask) for pair in pairs],
+            labels=[self._labels(pair.labels) for pair in pairs],
+            references=[
+                None if pair.reference is None else self._image(pair.reference) for pair in pairs
+            ],
+        )
         return rows
 
     def ceilings(self, batch: Batch, pipe: Any) -> dict[str, Tensor]:
@@ -197,6 +211,9 @@ def read_pairs(folder: Path) -> list[FolderPair]:
         pair = FolderPair(**entry)
         if pair.case not in CASES:
             raise PairsError(f"{where}: case is {pair.case!r}; allowed: {', '.join(CASES)}")
+        kinds = pair.conditions
+        if not isinstance(kinds, str) or (kinds and not re.fullmatch(r"\w+\+\w+", kinds)):
+            raise PairsError(f'{where}: conditions is {kinds!r}; allowed: "pose+seg" and the like')
         if pair.seed is not None and (
             type(pair.seed) is not int or not 0 <= pair.seed <= SEED_LIMIT
         ):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.timing import machine
 
+from . import paper
 from .chart import Panel, chart
 from .methods import CEILINGS, CHANNEL, FULL, SUM, Ablation, Method
 from .pairs import COMPLEMENTARY, CONFLICT, Source
@@ -36,6 +37,7 @@ MEASURES = {
     "regions": Measure("regions right outside"),
     "mse": Measure("MSE outside", False, 4),
     "rim": Measure("MSE at the rim", False, 4),
+    "seg": Measure("segmentation MSE", False, 4),
     "depth": Measure("depth MSE", False, 4),
     "colour": Measure("colour right"),
     "caption": Measure("caption right"),
@@ -47,8 +49,10 @@ MEASURES = {
 }
 # SSIM and the quality score are for pairs whose picture is known; the mask has its own ablation.
 SHOWN = {
-    CONFLICT: ("iou", "regions", "mse", "rim", "depth", "colour", "caption", "clip", "niqe"),
-    COMPLEMENTARY: ("iou", "regions", "mse", "depth", "caption", "clip", "ssim", "natural", "niqe"),
+    CONFLICT: ("iou", "regions", "mse", "rim", "seg", "depth", "colour", "caption", "clip", "niqe"),
+    COMPLEMENTARY: (
+        *("iou", "regions", "mse", "seg", "depth", "caption", "clip", "ssim", "natural", "niqe"),
+    ),
 }
 ABLATED = ("iou", "regions", "rim", "mask")
 ORDER = ("sum", "max", "pix", "pix+channel", "full")
@@ -110,6 +114,7 @@ def markdown(
         "",
         f"{machine()}.",
     ]
+    lines += _papers_table(results, methods)
     for case in source.cases:
         lines += _main_tables(results, case, methods)
     for ablation in variants:
@@ -197,6 +202,19 @@ def _panel(
     arrow = "more is better" if how.more_is_better else "less is better"
     less = f", less that of '{base}'" if base else ""
     return Panel(title, f"{how.title}{less} ({arrow})", points, line, how.digits)
+
+
+def _papers_table(results: Results, methods: Sequence[Method]) -> list[str]:
+    """Conflicting pairs in the paper's columns, where their kinds have a table there."""
+    conditions = getattr(results.source, "conditions", "")
+    pairs = results.complete(CONFLICT, methods)
+    if not pairs:
+        return []
+    rows = []
+    for method in methods:
+        found = {m: results.of(CONFLICT, method, m, pairs)[1] for m in MEASURES}
+        rows.append((method, {m: None if e is None else e.mean for m, e in found.items()}))
+    return paper.markdown(conditions, rows, len(pairs))
 
 
 def _main_tables(results: Results, case: str, methods: Sequence[Method]) -> list[str]:

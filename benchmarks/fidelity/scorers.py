@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from demo.metrics import mask_iou, ssim
 
+from .segmentation import Segmenter, coloured
+
 IGNORED = 255
+SEGMENTATION, DEPTH = "seg", "depth"  # kinds of background conditions that have a measure
 
 
 class ScorerError(Exception):
@@ -24,7 +28,7 @@ class Scorers:
 
     Attributes:
         clip: model and tokenizer, for the CLIP-score.
-        segmenter: image processor and model, for IoU and region accuracy.
+        segmenter: for IoU, region accuracy, and the MSE to a segmentation map.
         object_class: the segmenter's number of the object's class.
         depth: image processor and model, for the MSE to a depth condition.
         niqe: a metric of pyiqa.
@@ -32,7 +36,7 @@ class Scorers:
 
     device: str = "cpu"
     clip: tuple[Any, Any] | None = None
-    segmenter: tuple[Any, Any] | None = None
+    segmenter: Segmenter | None = None
     object_class: int = -1
     depth: tuple[Any, Any] | None = None
     niqe: Any = None
@@ -47,25 +51,36 @@ class Scorers:
         niqe: bool,
         device: str,
     ) -> Scorers:
-        """Load what is named.
+        """Load what is named, in half precision where there is a GPU.
 
         Raises:
             ScorerError: a model or a library cannot be had, or the segmenter lacks the class.
         """
         found = cls(device)
+        dtype = torch.float32 if device == "cpu" else torch.float16
         if clip is not None:
             from transformers import AutoTokenizer, CLIPModel
 
-            found.clip = _loaded(CLIPModel, clip, device), _loaded(AutoTokenizer, clip)
+            with _naming(clip):
+                model = CLIPModel.from_pretrained(clip, dtype=dtype).eval().to(device)
+                found.clip = model, AutoTokenizer.from_pretrained(clip)
         if segmenter is not None:
-            from transformers import AutoModelForSemanticSegmentation as Segmenter
-
-            found.segmenter = _processor(segmenter), _loaded(Segmenter, segmenter, device)
-            found.object_class = _class_number(found.segmenter[1].config, object_label)
+            with _naming(segmenter):
+                found.segmenter = Segmenter.load(segmenter, device, dtype)
+            number = found.segmenter.number(object_label)
+            if number is None:
+                known = ", ".join(found.segmenter.labels[:20])
+                raise ScorerError(
+                    f"--object-label: the segmenter has no class {object_label!r}; it has "
+                    f"{known}, ..."
+                )
+            found.object_class = number
         if depth is not None:
-            from transformers import AutoModelForDepthEstimation as Depth
+            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-            found.depth = _processor(depth), _loaded(Depth, depth, device)
+            with _naming(depth):
+                network = AutoModelForDepthEstimation.from_pretrained(depth, dtype=dtype)
+                found.depth = AutoImageProcessor.from_pretrained(depth), network.eval().to(device)
         if niqe:
             try:
                 import pyiqa
@@ -77,95 +92,127 @@ class Scorers:
     @torch.inference_mode()
     def score(
         self,
-        picture: Tensor,
+        pictures: Tensor,
         *,
-        prompt: str,
+        prompts: Sequence[str],
         background: Tensor,
-        object_mask: Tensor | None,
-        labels: Tensor | None,
-        reference: Tensor | None,
-    ) -> dict[str, float]:
-        """Measures of one picture [3, H, W] in [0, 1]; what is None is not measured."""
-        row: dict[str, float] = {}
-        if self.clip is not None:
-            row["clip"] = self._clip_score(picture, prompt)
-        if self.segmenter is not None and (object_mask is not None or labels is not None):
-            seen = self._classes(picture)
-            if object_mask is not None:
-                row["iou"] = float(mask_iou(seen[None] == self.object_class, object_mask[None]))
-            if labels is not None:
-                judged = labels != IGNORED
-                if object_mask is not None:
-                    judged &= ~object_mask
-                right = ((seen == labels) & judged).sum() / judged.sum().clamp_min(1)
-                row["regions"] = float(right)
-        if self.depth is not None:
-            row["depth"] = self._depth_error(picture, background)
-        if self.niqe is not None:
-            row["niqe"] = float(self.niqe(picture[None].to(self.device)))
-        if reference is not None:
-            row["ssim"] = float(ssim(picture[None], reference[None]))
-        return row
+        kinds: Sequence[str],
+        object_masks: Sequence[Tensor | None],
+        labels: Sequence[Tensor | None],
+        references: Sequence[Tensor | None],
+    ) -> list[dict[str, float]]:
+        """Measures of pictures [B, 3, H, W] in [0, 1]; what is None is not measured.
 
-    def _clip_score(self, picture: Tensor, prompt: str) -> float:
-        """Cosine of CLIP's embeddings of picture and prompt, as in the paper's tables."""
+        Args:
+            pictures: what was made.
+            prompts: what was asked for.
+            background: the background's conditions, [B, 3, H, W] in [0, 1].
+            kinds: of each background condition: "seg", "depth", ...; "" is unknown.
+            object_masks: where each object should be, bool [H, W].
+            labels: the class of each pixel, long [H, W].
+            references: the picture that the conditions were taken from, [3, H, W].
+        """
+        columns: dict[str, list[float | None]] = {}
+        if self.clip is not None:
+            columns["clip"] = [*self._clip_scores(pictures, prompts).tolist()]
+        if self.segmenter is not None:
+            columns |= self._by_class(pictures, background, kinds, object_masks, labels)
+        if self.depth is not None:
+            errors = self._depth_errors(pictures, background)
+            columns["depth"] = [
+                float(error) if kind in ("", DEPTH) else None
+                for error, kind in zip(errors, kinds, strict=True)
+            ]
+        if self.niqe is not None:
+            columns["niqe"] = [*self.niqe(pictures.to(self.device)).flatten().tolist()]
+        columns["ssim"] = [
+            None if reference is None else float(ssim(picture[None], reference[None]))
+            for picture, reference in zip(pictures, references, strict=True)
+        ]
+        return [
+            {name: value for name, column in columns.items() if (value := column[n]) is not None}
+            for n in range(len(pictures))
+        ]
+
+    def _clip_scores(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosine of CLIP's embeddings of picture and prompt, as in the paper's tables: [B]."""
         assert self.clip is not None
         model, tokenizer = self.clip
         side = model.config.vision_config.image_size
-        pixels = F.interpolate(picture[None], size=(side, side), mode="bicubic", antialias=True)
+        pixels = F.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True)
         mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
         deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
-        given = tokenizer([prompt], truncation=True, return_tensors="pt").to(self.device)
+        given = tokenizer([*prompts], padding=True, truncation=True, return_tensors="pt")
+        given = given.to(self.device)
         out = model(
             input_ids=given.input_ids,
             attention_mask=given.attention_mask,
-            pixel_values=((pixels - mean) / deviation).to(self.device),
+            pixel_values=((pixels - mean) / deviation).to(self.device, model.dtype),
         )
-        return float(F.cosine_similarity(out.image_embeds, out.text_embeds))
+        return F.cosine_similarity(out.image_embeds.float(), out.text_embeds.float()).cpu()
 
-    def _classes(self, picture: Tensor) -> Tensor:
-        """The segmenter's class of each pixel: long [H, W]."""
+    def _by_class(
+        self,
+        pictures: Tensor,
+        background: Tensor,
+        kinds: Sequence[str],
+        object_masks: Sequence[Tensor | None],
+        labels: Sequence[Tensor | None],
+    ) -> dict[str, list[float | None]]:
         assert self.segmenter is not None
-        processor, model = self.segmenter
-        logits = model(**self._inputs(processor, picture)).logits.float().cpu()
-        return F.interpolate(logits, size=picture.shape[-2:], mode="bilinear")[0].argmax(0)
+        wanted = [
+            kind == SEGMENTATION or mask is not None or label is not None
+            for kind, mask, label in zip(kinds, object_masks, labels, strict=True)
+        ]
+        if not any(wanted):
+            return {}
+        columns: dict[str, list[float | None]] = {"iou": [], "regions": [], "seg": []}
+        seen = self.segmenter.classes([_bytes(picture) for picture in pictures])
+        for n, classes in enumerate(seen):
+            mask, label = object_masks[n], labels[n]
+            iou = right = error = None
+            if mask is not None:
+                iou = float(mask_iou(classes[None] == self.object_class, mask[None]))
+            if label is not None:
+                judged = label != IGNORED if mask is None else (label != IGNORED) & ~mask
+                right = float(((classes == label) & judged).sum() / judged.sum().clamp_min(1))
+            if kinds[n] == SEGMENTATION:
+                error = float((coloured(classes) - background[n]).square().mean())
+            for name, value in (("iou", iou), ("regions", right), ("seg", error)):
+                columns[name].append(value)
+        return columns
 
-    def _depth_error(self, picture: Tensor, condition: Tensor) -> float:
-        """MSE of the picture's depth to the condition's, both scaled to [0, 1]."""
+    def _depth_errors(self, pictures: Tensor, conditions: Tensor) -> Tensor:
+        """MSE of each picture's depth to its condition's, both scaled to [0, 1]: [B]."""
         assert self.depth is not None
         processor, model = self.depth
-        found = model(**self._inputs(processor, picture)).predicted_depth.float().cpu()
-        found = F.interpolate(found[:, None], size=picture.shape[-2:], mode="bilinear")[0, 0]
-        return float((_scaled(found) - _scaled(condition.mean(0))).square().mean())
+        given = processor(images=[_bytes(picture) for picture in pictures], return_tensors="pt")
+        out = model(**given.to(self.device, model.dtype)).predicted_depth.float().cpu()
+        found = F.interpolate(out[:, None], size=pictures.shape[-2:], mode="bilinear")[:, 0]
+        return (_scaled(found) - _scaled(conditions.mean(1))).square().flatten(1).mean(1)
 
-    def _inputs(self, processor: Any, picture: Tensor) -> Any:
-        pixels = (picture.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()
-        return processor(images=pixels, return_tensors="pt").to(self.device)
+
+def _bytes(picture: Tensor) -> Any:
+    """A picture [3, H, W] in [0, 1] as NumPy's bytes [H, W, 3]."""
+    return (picture.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()
 
 
 def _scaled(values: Tensor) -> Tensor:
-    low, high = values.min(), values.max()
+    """Maps [B, H, W], each from its own least to its own largest value."""
+    low, high = (edge(values.flatten(1), 1)[..., None, None] for edge in (torch.amin, torch.amax))
     return (values - low) / (high - low).clamp_min(1e-12)
 
 
-def _loaded(kind: Any, source: str, device: str | None = None) -> Any:
-    try:
-        model = kind.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ScorerError(f"{source} cannot be loaded: {first}") from error
-    return model if device is None else model.eval().to(device)
+class _naming:  # noqa: N801 - reads as a function
+    """Turns what a library raises while it loads a model into a ScorerError that names it."""
 
+    def __init__(self, source: str) -> None:
+        self.source = source
 
-def _processor(source: str) -> Any:
-    from transformers import AutoImageProcessor
+    def __enter__(self) -> None:
+        pass
 
-    return _loaded(AutoImageProcessor, source)
-
-
-def _class_number(config: Any, label: str) -> int:
-    for number, name in config.id2label.items():
-        if label.lower() in [part.strip().lower() for part in str(name).split(",")]:
-            return int(number)
-    known = ", ".join(str(name) for name in list(config.id2label.values())[:20])
-    raise ScorerError(f"--object-label: the segmenter has no class {label!r}; it has {known}, ...")
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError | ValueError | KeyError | ImportError):
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ScorerError(f"{self.source} cannot be loaded: {first}") from error

@@ -62,6 +62,13 @@ def test_parts_are_of_nearly_equal_length():
         ('[{"prompt": "a", "foreground": "f", "background": "b", "mask": "m"}]', "unknown"),
         ('[{"prompt": "a", "foreground": "f", "background": "b", "case": "x"}]', "allowed"),
         *(
+            (
+                f'[{{"prompt": "a", "foreground": "f", "background": "b", "conditions": {kinds}}}]',
+                "is",
+            )
+            for kinds in ('"pose"', '"pose+"', "3")
+        ),
+        *(
             (f'[{{"prompt": "a", "foreground": "f", "background": "b", "seed": {seed}}}]', "seed")
             for seed in ("-1", "18446744073709551616", "1.5", "true", '"7"')
         ),

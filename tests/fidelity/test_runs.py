@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -100,6 +101,27 @@ def test_a_table_tells_what_is_apart_from_the_sum(tmp_path):
     assert "Conflict pairs: 40" in text
     assert "**-0.200 [-0.200, -0.200]**" in text
     assert "| PixFusion | +0.000 [+0.000, +0.000] |" in text
+
+
+def test_pairs_of_the_papers_kinds_come_in_its_columns(tmp_path):
+    """Pose and segmentation: CLIP, MSE-S, mIoU-P, the paper's figures in brackets."""
+    store = Store(tmp_path, {})
+    methods = [m for m in MAIN if m.key in ("sum", "full", "masked")]
+    for method in methods:
+        measured = {"clip": 0.25, "seg": 0.125, "iou": 0.5}
+        store.add(CONFLICT, method.key, {f"{n:05d}": measured for n in range(3)})
+    source = SimpleNamespace(cases=(CONFLICT,), shared_foreground=False, conditions="pose+seg")
+    text = report.markdown(store, source, methods, (), QUICK)
+    assert "pose+seg: 3 pairs" in text
+    assert "| method | CLIP ↑ | MSE-S ↓ | mIoU-P ↑ |" in text
+    assert "| Plain sum | 0.2500 (0.2999) | 0.1250 (0.2282) | 0.5000 (0.3145) |" in text
+    assert "| + KV-Injection (full) | 0.2500 (0.2978) | 0.1250 (0.1983) | 0.5000 (0.3719) |" in text
+    assert "conditions masked apart | 0.2500 | 0.1250 | 0.5000 |" in text
+    source.conditions = "pose+depth"
+    text = report.markdown(store, source, methods, (), QUICK)
+    assert "| Plain sum | 0.2500 (0.2978) | not measured (0.0625) | 0.5000 (0.3150) |" in text
+    source.conditions = "pose+hed"
+    assert "The paper's columns" not in report.markdown(store, source, methods, (), QUICK)
 
 
 def test_a_run_out_of_time_stops_between_batches(worker, tmp_path):
