@@ -19,13 +19,15 @@ ROOT = Path(__file__).resolve().parent
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 INDEX = "CCN_TORCH_INDEX"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-IMPORTS = "import torch, sympy, numpy, PIL.Image, safetensors, diffusers, transformers"
+LIGHT = "import numpy, PIL.Image, tqdm"
+IMPORTS = (LIGHT, f"{LIGHT}, torch, sympy, safetensors, diffusers, transformers")  # the demo's too
 WINDOWS = os.name == "nt"
 NOTHING: dict[str, Any] = {"python": "", "index": "", "groups": {}, "files": 0}  # installed so far
 
-# What Python is given to run a command, what it needs beside `torch` and `demo`, and what it is.
+# What Python is given to run a command, what it needs beside that of the demo, and what it is.
 COMMANDS = {
     "demo": ("-m demo demo", "", "conditions that disagree, fused in every way"),
+    "compare": ("-m compare", "", "see it on your own models: --webui URL, or --model DIR"),
     "playground": ("-m demo page", "playground", "a page to try the method in"),
     "test": ("tests/check.py", "playground bench test", "linters, types and the test suite"),
     "bench": ("-m benchmarks", "bench", "what the method costs; on a GPU: gpu; its use: fidelity"),
@@ -50,7 +52,7 @@ class Environment:
     """The virtual environment `.venv` of a folder, and what its stamp says was installed in it."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.folder = root, root / ".venv"
+        self.root, self.folder, self.pinned = root, root / ".venv", root / "requirements"
         self.python = self.folder / ("Scripts/python.exe" if WINDOWS else "bin/python")
         self.stamp = self.folder / "ccn-stamp.json"
         self.index = os.environ.get(INDEX) or ""
@@ -71,7 +73,7 @@ class Environment:
             done = self.read()
             same = done["python"] == VERSION and self.index in ("", done["index"])
             same = same and self.python.exists()
-            if not same or (done["groups"] and self.run("-I", "-c", IMPORTS)):
+            if not same or self.run("-I", "-c", IMPORTS["demo" in done["groups"]]):
                 self.create()
             self.install(groups)
         self.lock(alone=False)
@@ -85,13 +87,9 @@ class Environment:
 
     def pins(self, groups: list[str]) -> dict[str, str]:
         """For each group what changes whenever its pinned versions do."""
-        texts = {name: self.file(name).read_text("utf-8") for name in (*groups, "constraints")}
-        both = {group: (texts[group] + texts["constraints"]).encode() for group in groups}
-        return {group: hashlib.sha256(text).hexdigest() for group, text in both.items()}
-
-    def file(self, group: str) -> Path:
-        """The file that pins a group."""
-        return self.root / "requirements" / f"{group}.txt"
+        more = (self.pinned / "constraints.txt").read_text("utf-8")
+        texts = {name: (self.pinned / f"{name}.txt").read_text("utf-8") + more for name in groups}
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
     def files(self) -> int:
         """How many files there are, less those that Python compiles."""
@@ -122,19 +120,19 @@ class Environment:
         """Install groups; torch first and alone, as PyPI's for Linux brings gigabytes of CUDA."""
         done = self.read()
         self.write(files=0)  # it is not whole before the end
-        if not done["groups"]:  # small, and needed anyway: without a network it fails at once
+        if "demo" not in done["groups"]:  # small: without a network it fails at once
             self.pip("-qqq", "--retries=0", "--timeout=15", "idna")
         index = self.index or done["index"]
-        pins = f"-c{self.file('constraints')}"
+        pins = f"-c{self.pinned / 'constraints.txt'}"
         for group, pinned in self.pins(groups).items():
             words = [pins, f"--extra-index-url={index}"] if index else [pins]
             if group == "torch":
                 place = index or (CPU_INDEX if sys.platform == "linux" else "")
                 words = ["--no-deps", *([f"--index-url={place}"] if place else [])]
             if done["groups"].get(group) != pinned:
-                self.pip(*words, f"-r{self.file(group)}")
+                self.pip(*words, f"-r{self.pinned / group}.txt")
                 self.write(index=index, groups={**self.read()["groups"], group: pinned})
-        if self.run("-I", "-c", IMPORTS):
+        if self.run("-I", "-c", IMPORTS["demo" in self.read()["groups"]]):
             raise SetupError("the packages are installed but do not load, as said above")
         self.write(files=self.files())
 
@@ -172,8 +170,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         return 0 if asked else 2
     program, more, text = COMMANDS[name]
     words = [str(root / word) if "/" in word else word for word in program.split()] + rest
-    page = name == "hosttest" and "--page" in rest  # which drives a browser
-    groups = ["torch", "demo", *more.split(), *["page"] * page]
+    page = ["page"] * (name == "hosttest" and "--page" in rest)  # which drives a browser
+    light = name == "compare" and "--model" not in " ".join(rest)  # a WebUI does the work
+    groups = ["compare"] if light else ["compare", "torch", "demo", *more.split(), *page]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what we run is ended with us
     environment = Environment(root)
     try:

@@ -9,6 +9,7 @@ import argparse
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -22,6 +23,7 @@ from lib_ccn.showable import shown_value
 SEED_LIMIT = 2**64 - 1  # what torch's generators take
 STEP_LIMIT = 1000  # the noise levels that the models were trained on
 GUIDANCE_LIMIT = 100
+SIDE_LIMIT = 8192
 LOCAL = "127.0.0.1"
 INTERRUPTED = 130  # a shell's status for a program ended by Ctrl-C
 # Advice about packages that nothing here needs, and a warning about no module at all. Everything
@@ -75,6 +77,18 @@ def _within(kind: Callable[[str], T], word: str, minimum: T, maximum: T) -> Call
         return value
 
     return read
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """The reader of an option that is a picture's (width, height) in pixels: N, or WxH."""
+    allowed = f"multiples of 8 from 8 to {SIDE_LIMIT}"
+    match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text.strip().lower())
+    if match is None:
+        raise refusal(text, "is neither N nor WxH", allowed)
+    width, height = int(match[1]), int(match[2] or match[1])
+    if not all(8 <= side <= SIDE_LIMIT and side % 8 == 0 for side in (width, height)):
+        raise refusal(text, "cannot be made", allowed)
+    return width, height
 
 
 def refusal(value: object, reason: str, allowed: str) -> argparse.ArgumentTypeError:

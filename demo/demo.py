@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from lib_ccn.families import FAMILIES
-from lib_ccn.hosts.diffusers import check_belonging, cross_controlnet
+from lib_ccn.hosts.diffusers import check_belonging, cross_controlnet, family_of
 from lib_ccn.images import ImageError, read_picture, to_condition
 from lib_ccn.settings import Settings, SettingsError
 
@@ -309,6 +309,8 @@ def load_family(
         check_belonging(pipe)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{model} cannot be used as {title}: {error}") from error
+    if (found := family_of(pipe)) != family:
+        raise ModelError(f"{model} is {FAMILIES[found].title}; expected {title}")
     if not is_flux(pipe):
         pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)

@@ -269,6 +269,9 @@ def load_part(kind: Any, source: str | Path, **more: Any) -> Any:
     Only a hub id may use the network.
     """
     folder = _folder(source)
+    what = "ControlNet" if kind.__name__.endswith("ControlNetModel") else "model"
+    if folder is not None and not folder.is_dir():
+        raise ModelError(f"the {what} {source} cannot be loaded: there is no such folder")
     try:
         return kind.from_pretrained(
             source if folder is None else folder,
@@ -278,5 +281,4 @@ def load_part(kind: Any, source: str | Path, **more: Any) -> Any:
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
-        what = "ControlNet" if kind.__name__.endswith("ControlNetModel") else "model"
         raise ModelError(f"the {what} {source} cannot be loaded: {first[0]}") from error

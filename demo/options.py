@@ -10,7 +10,6 @@ import argparse
 import base64
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,13 +29,12 @@ from .command_line import (
     Parser,
     check_picture_name,
     number,
-    refusal,
+    picture_size,
     whole,
 )
 
 # The demo is about the method and shows its mask in a column, so these have nothing to say in it.
 _WITHOUT_OPTION = ("enabled", "show_mask", "strict")
-SIDE_LIMIT = 8192
 COLUMNS = ("foreground", "background", "sum", "mean", "max", "pix", "pix+channel", "full", "mask")
 BUNDLED_GUIDANCE, GUIDANCE = 3.0, FAMILIES["sd15"].guidance_scale
 STEPS = {"sd15": 20, "sdxl": 20, "flux": FAMILIES["flux"].steps}
@@ -258,7 +256,7 @@ def _demo_parser() -> Parser:
     )
     sampling.add_argument(
         "--size",
-        type=_size,
+        type=picture_size,
         metavar="N|WxH",
         help="in pixels, multiples of 8; conditions are cropped to its shape and scaled "
         "(default: the model's own)",
@@ -386,17 +384,6 @@ def _read_json(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise argparse.ArgumentTypeError("expected a JSON object of names and values")
     return {**values, **version}
-
-
-def _size(text: str) -> tuple[int, int]:
-    allowed = f"multiples of 8 from 8 to {SIDE_LIMIT}"
-    match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text.strip().lower())
-    if match is None:
-        raise refusal(text, "is neither N nor WxH", allowed)
-    width, height = int(match[1]), int(match[2] or match[1])
-    if not all(8 <= side <= SIDE_LIMIT and side % 8 == 0 for side in (width, height)):
-        raise refusal(text, "cannot be made", allowed)
-    return width, height
 
 
 def _columns(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks.fidelity import command as fidelity
+from compare.__main__ import main as compare
 from demo import demo_model
 from demo.__main__ import main
 from demo.command_line import INTERRUPTED
@@ -28,6 +29,7 @@ from training import gates
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "demo": lambda words: main(["demo", *words]),
+    "compare": compare,
     "playground": lambda words: main(["page", *words]),
     "explain": lambda words: main(["explain", *words]),
     "gates": gates.main,
@@ -36,6 +38,7 @@ COMMANDS = {
 }
 NUMBERS = {
     "demo": ("seed", "steps", "guidance-scale", "size", "control-mode", "delta", "start-step"),
+    "compare": ("seed", "seeds", "steps", "guidance-scale", "size"),
     "playground": ("port",),
     "explain": ("steps", "example"),
     "gates": ("scenes", "steps", "guidance-scale", "batch"),
@@ -85,7 +88,9 @@ def test_sizes(capsys, size):
 
 
 @pytest.mark.parametrize("words", [["--bogus"], ["--steps"], ["--ste", "3"]])
-@pytest.mark.parametrize("command", ["demo", "playground", "explain", "gates", "fidelity"])
+@pytest.mark.parametrize(
+    "command", ["demo", "compare", "playground", "explain", "gates", "fidelity"]
+)
 def test_unknown_options_are_a_line_too(capsys, command, words):
     refused(capsys, command, *words)
 

@@ -72,7 +72,7 @@ def test_extras_are_ranges_that_the_pinned_versions_are_in():
     wanted = [packaging.Requirement(word) for word in re.findall(r'"([^"]+)"', extras)]
     pins = "\n".join(
         (ROOT / "requirements" / f"{name}.txt").read_text()
-        for name in ("demo", "bench", "playground", "test")
+        for name in ("compare", "demo", "bench", "playground", "test")
     )
     for requirement in wanted:
         if requirement.name == "sd-webui-cross-controlnet":

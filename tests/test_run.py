@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = ["torch", "demo"]
+GROUPS = ["compare", "torch", "demo"]
+FIRST = ["venv", "idna", *GROUPS, "check"]  # what a first run does
 
 
 def load(name, path):
@@ -98,7 +99,7 @@ class Recorded(run.Environment):
 def ready(root):
     """An environment that is ready for the demo."""
     environment = Recorded(root)
-    assert environment.taken() == ["venv", "idna", "torch", "demo", "check"]
+    assert environment.taken() == FIRST
     return environment
 
 
@@ -127,7 +128,7 @@ class TestPreparing:
     @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"python": "2.7"}', '{"groups": 3}'])
     def test_a_stamp_that_says_nothing_makes_it_anew(self, ready, text):
         ready.stamp.write_text(text)
-        assert ready.taken() == ["venv", "idna", "torch", "demo", "check"]
+        assert ready.taken() == FIRST
 
     @pytest.mark.parametrize("version", ["3.9", "3.99"])
     def test_another_python_makes_it_anew(self, ready, version):
@@ -141,7 +142,7 @@ class TestPreparing:
     def test_a_file_that_is_gone_makes_it_anew(self, ready):
         (ready.folder / "demo.py").unlink()  # as of numpy's folder, while its metadata stays
         ready.failing["check"] = 1
-        assert ready.taken() == ["check", "venv", "idna", "torch", "demo", "check"]
+        assert ready.taken() == ["check", *FIRST]
         assert ready.taken() == []
 
     def test_a_package_of_the_users_own_is_left_alone(self, ready):
@@ -189,6 +190,30 @@ class TestPreparing:
         assert (root / ".venv").read_text() == "mine"
 
 
+class TestLight:
+    """A command that needs neither torch nor diffusers."""
+
+    def test_nothing_more_is_installed_or_looked_for(self, root):
+        environment = Recorded(root)
+        assert environment.taken(["compare"]) == ["venv", "idna", "compare", "check"]
+        assert not any("torch" in word for word in environment.words[-1])
+        assert environment.taken(["compare"]) == []
+
+    def test_the_demo_adds_the_rest(self, root):
+        environment = Recorded(root)
+        environment.prepare(["compare"])
+        assert environment.taken() == ["check", "idna", "torch", "demo", "check"]
+        assert "torch" in environment.words[-1][-1]
+        assert environment.taken(["compare"]) == environment.taken() == []
+
+    def test_a_file_that_is_gone_makes_it_anew(self, root):
+        environment = Recorded(root)
+        environment.prepare(["compare"])
+        (environment.folder / "compare.py").unlink()
+        environment.failing["check"] = 1
+        assert environment.taken(["compare"]) == ["check", "venv", "idna", "compare", "check"]
+
+
 class TestTorch:
     def asked(self, environment):
         return next(words for words in environment.words if words[-1].endswith("torch.txt"))
@@ -207,7 +232,7 @@ class TestTorch:
         monkeypatch.setenv(run.INDEX, "https://example.org/cu130")
         os.close(ready.handle)  # as when that process ends
         other = Recorded(root)
-        assert other.taken() == ["venv", "idna", "torch", "demo", "check"]
+        assert other.taken() == FIRST
         assert "--index-url=https://example.org/cu130" in self.asked(other)
         assert other.taken() == []
         monkeypatch.delenv(run.INDEX)
@@ -231,9 +256,11 @@ class TestCommandLine:
         assert not (root / ".venv").exists()
 
     @pytest.mark.skipif(os.name == "nt", reason="its Python is a shell script")
-    @pytest.mark.parametrize("name", ["demo", "playground", "explain", "bench", "hosttest", "test"])
+    @pytest.mark.parametrize(
+        "name", ["demo", "compare", "playground", "explain", "bench", "hosttest", "test"]
+    )
     def test_a_commands_options_are_told_without_packages(self, name, tmp_path, monkeypatch, capfd):
-        for folder in ("requirements", "demo", "lib_ccn", "benchmarks", "tests"):
+        for folder in ("requirements", "demo", "compare", "lib_ccn", "benchmarks", "tests"):
             os.symlink(ROOT / folder, tmp_path / folder)
         bare = tmp_path / "python"
         bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
@@ -285,6 +312,7 @@ class TestCommandLine:
                 [str(ROOT / "tests/check.py"), "-k", "x"],
                 ["playground", "bench", "test"],
             ),
+            (["compare", "--model", "x"], ["-m", "compare", "--model", "x"], []),
             (["hosttest"], [str(ROOT / "tests/hosts")], ["test"]),
             (["hosttest", "--page"], [str(ROOT / "tests/hosts"), "--page"], ["test", "page"]),
         ],
@@ -297,6 +325,16 @@ class TestCommandLine:
         run.main(words)
         assert prepared == [[*GROUPS, *groups]]
         assert [line[1:] for line in started] == [program]
+
+    @pytest.mark.parametrize("model", [["--model", "x"], ["--model=x"]])
+    def test_compare_needs_torch_only_without_a_webui(self, monkeypatch, model):
+        prepared = []
+        monkeypatch.setattr(run.Environment, "prepare", lambda self, names: prepared.append(names))
+        monkeypatch.setattr(run.os, "execve", lambda *_: None)
+        monkeypatch.setattr(run.Environment, "run", lambda self, *words, **_: 0)
+        run.main(["compare", "--webui", "http://127.0.0.1:7860"])
+        run.main(["compare", *model])
+        assert prepared == [["compare"], GROUPS]
 
     @pytest.mark.parametrize("error", [run.SetupError("no network"), PermissionError("no network")])
     def test_what_goes_wrong_is_one_line(self, root, monkeypatch, capsys, error):
@@ -438,7 +476,7 @@ environment = run.Environment(Path({folder!r}))
         both = [self.start(root, code) for _ in range(2)]
         found = [one.communicate(timeout=90)[0] for one in both]
         assert sorted(map(len, found))[0] == len("[]\n")
-        assert "['venv', 'idna', 'torch', 'demo', 'check']\n" in found
+        assert f"{FIRST}\n" in found
 
     @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 1)])
     def test_a_step_ends_with_us(self, root, tmp_path, number, status):
