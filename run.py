@@ -31,7 +31,7 @@ COMMANDS = {
     "playground": ("-m demo page", "playground", "a page to try the method in"),
     "test": ("tests/check.py", "playground bench test", "linters, types and the test suite"),
     "bench": ("-m benchmarks", "bench", "what the method costs; on a GPU: gpu; its use: fidelity"),
-    "hosttest": ("tests/hosts", "test", "try it in an installed WebUI: --webui DIR"),
+    "hosttest": ("tests/hosts", "test", "try it in an installed host: --webui DIR, --comfy DIR"),
     "explain": ("-m demo explain", "", "draw the figures of docs/how-it-works.md"),
     "train": ("-m training", "", "train the demo model from scratch"),
     "gates": ("-m training.gates", "", "measure the demo model's quality gates"),
@@ -170,7 +170,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         return 0 if asked else 2
     program, more, text = COMMANDS[name]
     words = [str(root / word) if "/" in word else word for word in program.split()] + rest
-    page = ["page"] * (name == "hosttest" and "--page" in rest)  # which drives a browser
+    # A browser is driven, or a ComfyUI's websocket is listened to.
+    driven = any(word.startswith(("--page", "--comfy")) for word in rest)
+    page = ["page"] * (name == "hosttest" and driven)
     light = name == "compare" and "--model" not in " ".join(rest)  # a WebUI does the work
     groups = ["compare"] if light else ["compare", "torch", "demo", *more.split(), *page]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what we run is ended with us

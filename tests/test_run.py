@@ -315,6 +315,7 @@ class TestCommandLine:
             (["compare", "--model", "x"], ["-m", "compare", "--model", "x"], []),
             (["hosttest"], [str(ROOT / "tests/hosts")], ["test"]),
             (["hosttest", "--page"], [str(ROOT / "tests/hosts"), "--page"], ["test", "page"]),
+            (["hosttest", "--comfy=x"], [str(ROOT / "tests/hosts"), "--comfy=x"], ["test", "page"]),
         ],
     )
     def test_every_command_has_its_program_and_packages(self, monkeypatch, words, program, groups):

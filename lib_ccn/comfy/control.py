@@ -84,9 +84,8 @@ class FusedControl(ControlBase):
         if patcher is not None:
             patcher.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, self._key)
         run, self.run = self.run, None
-        record = None if run is None else run.end()
-        if record is not None:
-            self.report.records[id(self)] = record
+        if run is not None:
+            self.report.records[id(self)] = run.end()
 
     def copy(self) -> FusedControl:
         """Another one, without the ControlNets behind it, as the host's own copies are."""
@@ -131,6 +130,8 @@ def fuse(
         found.append(made)
     if not heads:
         report.note("there are no ControlNets in these conditionings: nothing to fuse")
+    if plan.span[0] >= plan.span[1]:
+        report.note("start_percent is not before end_percent: the ControlNets are summed")
     for head in filter(None, heads.values()):
         if not any(entry.has_word for entry in head.entries):
             head.entries = [entry._replace(has_word=True) for entry in head.entries]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ..hosts.guard import told
 from ..webui.pictures import Result, decision_image
 from .plan import Report
+
+log = logging.getLogger(__name__)
 
 _UNKNOWN = (40, 40, 40)
 
@@ -35,7 +39,20 @@ class Drawn:
 
     @classmethod
     def of(cls, report: Report, images: Tensor) -> Drawn:
-        """Draw it beside the pictures [B, H, W, C] that were sampled."""
+        """Draw it beside the pictures [B, H, W, C] that were sampled.
+
+        Where that fails, the pictures are all there is: they are not to be lost for a report.
+        """
+        try:
+            return cls._of(report, images)
+        except Exception as error:
+            log.warning("Cross-ControlNet cannot draw its report\n%s", told(error))
+            nothing = torch.zeros(images.shape[:3])
+            text = f"the report could not be drawn ({type(error).__name__}: {error})"
+            return cls(images, nothing, nothing[..., None].expand(-1, -1, -1, 3), text)
+
+    @classmethod
+    def _of(cls, report: Report, images: Tensor) -> Drawn:
         result = next(iter(report.results()), Result())
         pictures = [_picture(image) for image in images]
         size = (int(images.shape[1]), int(images.shape[2]))

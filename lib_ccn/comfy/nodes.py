@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import ComfyExtension, io, ui
 
 from ..hosts.linked_list import in_order
-from ..settings import Settings, fields
+from ..settings import SettingsError, fields, page_message
 from .control import fuse
 from .drawn import Drawn
 from .plan import ANY_UNIT, AUTOMATIC, MASK_SOURCES, Report, plan_of
@@ -172,11 +172,15 @@ class ApplyCrossControlNet(io.ComfyNode):
     @classmethod
     def execute(cls, positive: Any, negative: Any, **given: Any) -> io.NodeOutput:
         """Put the fusion in front of the conditionings' ControlNets."""
-        plan = plan_of(is_flux=any(map(_has_flux, [*positive, *negative])), **given)
-        made, against, report = fuse(positive, negative, plan)
+        try:
+            plan = plan_of(is_flux=any(map(_has_flux, [*positive, *negative])), **given)
+        except SettingsError as error:  # it costs the fusion, not the picture
+            report = Report([f"the ControlNets are summed: {page_message(error)}"])
+        else:
+            positive, negative, report = fuse(positive, negative, plan)
         for note in report.notes:
             log.warning("Cross-ControlNet: %s", note)
-        return io.NodeOutput(made, against, report)
+        return io.NodeOutput(positive, negative, report)
 
 
 class ForegroundWord(io.ComfyNode):
@@ -212,7 +216,6 @@ class ForegroundWord(io.ComfyNode):
         """Encode the prompt."""
         if clip is None:
             raise ValueError("clip: there is none; the checkpoint may have no text encoder")
-        word = Settings(foreground_word=word).foreground_word
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         found = PromptWord.of(clip, text, word, conditioning[0][0])
         missing = found.missing()

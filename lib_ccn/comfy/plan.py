@@ -72,7 +72,7 @@ def plan_of(
     """What a node has been told. Raises SettingsError for what no graph can mean."""
     given = {"word": word, "mask": mask}
     if mask_source in given and given[mask_source] is None:
-        allowed = f"connected, as mask_source is '{mask_source}'"
+        allowed = f"a connection, as mask_source is '{mask_source}'"
         raise SettingsError(mask_source, None, allowed)
     if mask_source == AUTOMATIC:
         otherwise = "whole picture" if is_flux else "silhouette"

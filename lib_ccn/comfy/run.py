@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..attention import UNET, AttentionForm
-from ..hosts.guard import Guard
+from ..hosts.guard import Guard, quietly, told
 from ..hosts.linked_list import fused, in_order, unit_of, without_predecessors
+from ..outcome import Account
 from ..session import Session
+from ..settings import Settings
 from ..units import Call, Unit
 from .plan import Plan, Record
 from .words import begins_alike
 
+log = logging.getLogger(__name__)
+
+_NOT_ASKED = "nothing was fused: the ControlNets were not asked in the span of the node"
 _PATCH = 2  # latents that a transformer's token has in each direction
 
 
@@ -42,9 +48,10 @@ class Run(Guard):
         self.unet: nn.Module = model.diffusion_model
         shapes = getattr(model, "latent_shapes", None)
         self._shape = tuple(shapes[0]) if shapes else None
-        self._controls: dict[Unit, Any] = {}
+        self._fused: dict[Session, dict[Unit, Any]] = {}  # the host's ControlNets of each
+        self._part: Session | None = None
         self._known: dict[Any, Entry | None] = {}  # by the host's name of a conditioning
-        self._answered: Any = None
+        self._undo: Callable[[], None] = _nothing
         self._sigmas: tuple[Any, int] = (None, 0)
 
     def answer(self, newest: Any, arguments: tuple[Any, ...]) -> Any:
@@ -56,52 +63,66 @@ class Run(Guard):
                 how many conditionings are in the batch, the transformer's options.
         """
         x, t, cond, chunks, options = arguments
-        if self.session is None:
-            self.session = self._make_session(newest, len(x) // max(1, chunks), options)
         call = self._describe(x, cond, chunks, options)
+        session = self._session_for(call, newest, options)
         grid = None if self._is_unet else call.latent_size
 
         def ask(control: Any) -> Any:
             with without_predecessors(control):
                 return control.get_control(*arguments)
 
-        return fused(self.session, call, self._controls, t, ask, grid)
+        return fused(session, call, self._fused[session], t, ask, grid)
 
-    @property
-    def _is_unet(self) -> bool:
-        return hasattr(self.unet, "input_blocks")
+    def _session_for(self, call: Call, newest: Any, options: Mapping[str, Any]) -> Session:
+        """The session of a call: a part of the picture (an area) has one of its own.
 
-    def _make_session(self, newest: Any, pictures: int, options: Mapping[str, Any]) -> Session:
+        Nothing is injected there, and where a word is cannot be read from it.
+        """
+        session = self.session if call.whole else self._part
+        if session is not None:
+            return session
         sigmas = options.get("sample_sigmas")
         steps = 1 if sigmas is None else max(1, len(sigmas) - 1)
         settings = self.plan.settings_for(steps)
         form, problem = self._attention()
-        if form is None:
-            settings = settings.replace(inject=False)
-        controls = in_order(newest)
-        self._controls = {
+        if form is None or not call.whole:
+            settings = settings.replace(inject=False, show_mask=settings.show_mask and call.whole)
+        controls = {
             unit_of(control, f"{number}: {type(control).__name__}", number): control
-            for number, control in enumerate(controls)
+            for number, control in enumerate(in_order(newest))
         }
-        word, mask = self.plan.word, self.plan.mask
-        if mask is not None and len(mask) not in (1, self._pictures or pictures):
-            mask = mask[[n % len(mask) for n in range(self._pictures or pictures)]]
-        session = Session(
-            settings,
-            self.unet,
-            list(self._controls),
-            [] if word is None else [word.prompt],
-            None if word is None else word.encode,
-            mask,
-            steps,
-            form or UNET,
-        )
-        for text in (problem, word and word.missing()):
+        session = self._made_session(settings, list(controls), steps, form or UNET)
+        self._fused[session] = controls
+        if call.whole:
+            self.session = session
+            # What the network is asked for other conditionings is not read.
+            hook = self.unet.register_forward_hook(lambda *_: session.end_call())
+            self._undo = hook.remove
+        else:
+            self._part = session
+            if self.settings.inject and problem is None:
+                problem = "of parts of the picture the units are fused only: nothing is injected"
+        for text in (problem, settings.reads_word and self._missing_word()):
             if text:
                 session.note(text)
-        # What the network is asked for other conditionings is not read.
-        self._answered = self.unet.register_forward_hook(lambda *_: session.end_call())
         return session
+
+    def _made_session(
+        self, settings: Settings, units: Sequence[Unit], steps: int, form: AttentionForm
+    ) -> Session:
+        word, mask, pictures = self.plan.word, self.plan.mask, self._pictures
+        if mask is not None and pictures is not None and len(mask) not in (1, pictures):
+            mask = mask[[n % len(mask) for n in range(pictures)]]
+        if word is None:
+            return Session(settings, self.unet, units, (), None, mask, steps, form)
+        return Session(settings, self.unet, units, [word.prompt], word.encode, mask, steps, form)
+
+    def _missing_word(self) -> str | None:
+        return None if self.plan.word is None else self.plan.word.missing()
+
+    @property
+    def _is_unet(self) -> bool:
+        return hasattr(self.unet, "input_blocks")
 
     def _attention(self) -> tuple[AttentionForm | None, str | None]:
         """The kind of attention of this network; where it has none of ours, why not."""
@@ -165,21 +186,35 @@ class Run(Guard):
             self._known[name] = next((e for e in alike if e.has_word), next(iter(alike), None))
         return self._known[name]
 
-    def end(self) -> Record | None:
+    def close_session(self) -> None:
+        """Take away what the sessions have put into the host's networks; may be repeated."""
+        quietly(self._undo)
+        quietly(super().close_session)
+        if self._part is not None:
+            quietly(self._part.close)
+
+    def account(self) -> Account:
+        """What was done so far, of parts of the picture too."""
+        done = super().account()
+        if self._part is None or self.aside is not None:
+            return done or Account(notes=[_NOT_ASKED])
+        part = self._part.account()
+        return part if done is None else done.joined(part)
+
+    def end(self) -> Record:
         """The sampling is over, whatever ended it: undo everything; what was done."""
-        if self._answered is not None:
-            self._answered.remove()
-            self._answered = None
-        if self.session is not None and sys.exc_info()[1] is not None:
-            self.session.ended_early = True  # interrupted, or something failed
+        for session in self._fused:
+            # Interrupted, or something failed.
+            session.ended_early |= sys.exc_info()[1] is not None
         self.close_session()
-        self._controls, self._known = {}, {}
-        account = self.account()
-        if account is None:
-            return None
-        pictures = self._pictures or 1
-        record = Record.of(account, self.session, pictures)
-        self.session = None
+        try:
+            shown = self.session or self._part
+            record = Record.of(self.account(), shown, self._pictures or 1)
+        except Exception as error:
+            log.warning("Cross-ControlNet cannot tell what it did\n%s", told(error))
+            record = Record(Account(notes=[f"what was done is not known: {error}"]))
+        self.session = self._part = None
+        self._fused, self._known = {}, {}
         return record
 
 
@@ -191,3 +226,7 @@ def _window(options: Mapping[str, Any], here: int) -> list[int] | None:
     if indexes is None or len(indexes) != here:
         return None
     return [int(n) for n in indexes]
+
+
+def _nothing() -> None:
+    pass

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..prompt import Sought, TokenizedPrompt, find_word, layout, why_missing
+from ..settings import Settings, SettingsError, page_message
 from ..spelling import END_OF_WORD
 
 # Encoders whose tokens stand in the conditioning as they are numbered here.
@@ -35,13 +36,24 @@ class PromptWord:
 
     @classmethod
     def of(cls, clip: Any, text: str, word: str, embedding: Tensor) -> PromptWord:
-        """Look for a word in a prompt that this text encoder has encoded."""
+        """Look for a word in a prompt that this text encoder has encoded.
+
+        What goes wrong costs the word: the prompt's `problem` says what.
+        """
 
         def encode(wanted: str) -> list[int]:
             plain = wanted.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)")
             return [token.id for token in tokens_of(clip, plain).tokens]
 
-        return cls(word, tokens_of(clip, text), encode, embedding)
+        try:
+            word = Settings(foreground_word=word).foreground_word
+            prompt = tokens_of(clip, text)
+        except SettingsError as error:
+            word, prompt = "", TokenizedPrompt((), problem=page_message(error))
+        except Exception as error:  # a text encoder that is made in another way
+            problem = f"the prompt could not be read ({type(error).__name__}: {error})"
+            prompt = TokenizedPrompt((), problem=problem)
+        return cls(word, prompt, encode, embedding)
 
     def missing(self) -> str | None:
         """Why the word is of no use; None where it is in the prompt."""

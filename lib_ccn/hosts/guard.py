@@ -83,6 +83,14 @@ class Guard:
         return replace(done, notes=[*done.notes, note])
 
 
+def quietly(undo: Callable[[], None]) -> None:
+    """Undo something: if that fails, it is logged, and the next thing is undone all the same."""
+    try:
+        undo()
+    except Exception as error:
+        log.warning("Cross-ControlNet could not clean up: %s", error, exc_info=error)
+
+
 def told(error: BaseException) -> str:
     """The error with its traceback, as text: a log record that is kept then holds no frames."""
     return "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()

@@ -19,7 +19,7 @@ from ..prompt import TokenizedPrompt
 from ..session import Session
 from ..settings import Settings, SettingsError, fields
 from ..units import Call, Unit
-from .guard import Guard, told
+from .guard import Guard, quietly, told
 from .prompts import PromptBook, Tokenizer, prompt_book
 
 log = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ class Sampling(Guard):
         """Undo everything; may be repeated."""
         self.close_session()
         while self.on_close:
-            _quietly(self.on_close.pop())
+            quietly(self.on_close.pop())
 
     def end(self) -> None:
         """Close for good, and let go of what is large: a host may keep what an adapter made."""
@@ -276,14 +276,7 @@ class Sampling(Guard):
         self.interrupted |= _is_interrupted()
         if self.session is not None:
             self.session.ended_early |= self.interrupted
-            _quietly(super().close_session)
-
-
-def _quietly(undo: Callable[[], None]) -> None:
-    try:
-        undo()
-    except Exception as error:  # the next thing must be undone all the same
-        log.warning("Cross-ControlNet could not clean up: %s", error, exc_info=error)
+            quietly(super().close_session)
 
 
 def _is_interrupted() -> bool:

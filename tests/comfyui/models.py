@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hosts import weights
-from hosts.weights import SD15, Shapes, checkpoint, control_lora, controlnet
+from hosts.weights import SD15, Shapes, adapter, checkpoint, control_lora, controlnet
 
-SMALL = replace(SD15, width=64, time=256, multipliers=(1, 1, 1, 1))  # as in probe/small.py
+SMALL = replace(SD15, width=64, time=256)  # as in probe/small.py
 
 
 def files() -> dict[str, Callable[[], Shapes]]:
@@ -22,6 +22,7 @@ def files() -> dict[str, Callable[[], Shapes]]:
         "controlnet/ccn-random-a": lambda: controlnet(SMALL),
         "controlnet/ccn-random-b": lambda: controlnet(SMALL),
         "controlnet/ccn-random-c": lambda: controlnet(SMALL),
+        "controlnet/ccn-random-t2iadapter": lambda: adapter(SMALL),
         "controlnet/ccn-random-controllora": lambda: control_lora(SMALL),
     }
     return {f"{name}.safetensors": shapes for name, shapes in found.items()}

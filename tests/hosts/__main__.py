@@ -1,4 +1,4 @@
-"""`python tests/hosts --webui DIR`: tries the extension in an installed WebUI."""
+"""`python tests/hosts --webui DIR`: tries the extension in an installed WebUI, or ComfyUI."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+COMFY = HERE.with_name("comfyui")
 # What is another with another family of models; the page, the API and failures are the same.
 SDXL_TESTS = ("test_host_equality.py", "test_host_residuals.py", "test_host_matrix.py")
 
@@ -18,9 +19,12 @@ def parser() -> argparse.ArgumentParser:
         description="Try the extension in a WebUI that is installed on this machine: Forge, "
         "Forge Neo, reForge, Forge Classic, or AUTOMATIC1111 with sd-webui-controlnet. It runs on "
         "the CPU with random weights (4.5 GB, made once) and a data folder below runs/hosttest/; "
-        "nothing in its own folder is changed. Needs 12 GB of free memory.",
+        "nothing in its own folder is changed. Needs 12 GB of free memory. Or try the nodes in a "
+        "ComfyUI, with small models, in the same way.",
     )
-    made.add_argument("--webui", required=True, metavar="DIR", help="where its launch.py lies")
+    host = made.add_mutually_exclusive_group(required=True)
+    host.add_argument("--webui", metavar="DIR", help="where its launch.py lies")
+    host.add_argument("--comfy", metavar="DIR", help="where ComfyUI's main.py lies")
     made.add_argument(
         "--python", metavar="PATH", help="its Python (default: DIR/venv's, else this one)"
     )
@@ -62,15 +66,9 @@ def parser() -> argparse.ArgumentParser:
 def pytest_arguments(options: argparse.Namespace) -> list[str]:
     """The same for pytest."""
     names = SDXL_TESTS if options.sdxl else (".",)
-    given = [
-        *(str(HERE / name) for name in names),
-        "--rootdir",
-        str(HERE.parents[1]),
-        "-v",
-        "-rfEs",
-        "--webui",
-        options.webui,
-    ]
+    where = [COMFY] if options.comfy else [HERE / name for name in names]
+    given = [*map(str, where), "--rootdir", str(HERE.parents[1]), "-v", "-rfEs"]
+    given += ["--comfy", options.comfy] if options.comfy else ["--webui", options.webui]
     given += ["--webui-python", options.python] if options.python else []
     given += [word for pair in options.env for word in ("--webui-env", pair)]
     given += [word for path in options.beside for word in ("--webui-beside", path)]

@@ -44,20 +44,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "full: left out of the quick host run")
-    config.addinivalue_line("markers", "page: needs a browser")
-    config.addinivalue_line("markers", "offline: a test of the harness, without a WebUI")
     config.addinivalue_line("markers", "models(*stems): needs these of the further weights")
     config.addinivalue_line("markers", "families(*names, why): for these WebUIs only")
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Print the figures that tests have noted."""
-    figures = getattr(terminalreporter.config, "ccn_figures", {})
-    if figures:
-        terminalreporter.section("figures")
-        for name, value in figures.items():
-            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "runs" / "hosttest"
@@ -110,6 +110,20 @@ class HostError(Exception):
     """The WebUI cannot be started or has ended; the message says what to do."""
 
 
+class Startable(Protocol):
+    """What a server needs to know of a host; `ready` are routes that answer once it runs."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def ready(self) -> tuple[str, ...]: ...
+
+    def command(self, port: int) -> list[str]: ...
+
+    def environment(self) -> dict[str, str]: ...
+
+
 @dataclass(frozen=True)
 class Installation:
     """A WebUI on this machine.
@@ -127,6 +141,7 @@ class Installation:
     variables: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
     sdxl: bool = False
+    ready: tuple[str, ...] = ("/sdapi/v1/scripts", "/controlnet/model_list")
 
     @classmethod
     def find(
@@ -311,10 +326,10 @@ def free_port() -> int:
 class Server:
     """A running WebUI; a context manager that ends it, and all it has started, always."""
 
-    def __init__(self, installation: Installation, log: Path, ready: Sequence[str] = ()) -> None:
+    def __init__(self, installation: Startable, log: Path, ready: Sequence[str] = ()) -> None:
         """`ready` are routes that must answer before the WebUI counts as started."""
         self.installation = installation
-        self.ready = ("/sdapi/v1/scripts", "/controlnet/model_list", *ready)
+        self.ready = (*installation.ready, *ready)
         self.log_path = log
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"

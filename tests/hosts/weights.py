@@ -174,9 +174,9 @@ def control_lora(shape: UNetShape) -> Shapes:
     return shapes
 
 
-def adapter() -> Shapes:
+def adapter(shape: UNetShape = SD15) -> Shapes:
     """A T2I-Adapter for Stable Diffusion 1.5: four levels of two blocks, pooling between them."""
-    widths = [multiplier * SD15.width for multiplier in SD15.multipliers]
+    widths = [multiplier * shape.width for multiplier in shape.multipliers]
     shapes, inner = conv("conv_in", 3 * 8 * 8, widths[0]), widths[0]
     for level, outer in enumerate(widths):
         for index in (0, 1):

@@ -6,7 +6,7 @@ GET  /ccn-probe/state    hooks, patches, sessions and memory that are there now;
 POST /ccn-probe/dump     {"folder", "skip"}: write a UNet call's residuals to residuals.safetensors
 POST /ccn-probe/break    {"target": "module:Name.attribute", "after"}: let that raise
 POST /ccn-probe/mend     undo every break
-POST /ccn-probe/record   {"layer"}: keep what an attention of each ControlNet gets and gives
+POST /ccn-probe/attentions  {"folder", "skip"}: write what a call's self-attentions get and give
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aiohttp import web
 from server import PromptServer
 
 from . import small  # noqa: F401
+from .attentions import Attentions
 from .ccn_watching import Breaks, Counters, Dump, memory, survey
 
 PATCHED = ("ControlNet", "ControlLora", "T2IAdapter", "ModelPatcher", "CoreModelPatcher")
@@ -95,6 +96,10 @@ class Probe:
         self.dump = Dump(body["folder"], int(body.get("skip", 0)))
         return {}
 
+    def start_attentions(self, body):
+        Attentions(body["folder"], int(body.get("skip", 0)))
+        return {}
+
     def break_it(self, body):
         self.breaks.add(**body)
         return {}
@@ -120,5 +125,6 @@ def _route(method, path, handler):
 
 _route("GET", "state", probe.state)
 _route("POST", "dump", probe.start_dump)
+_route("POST", "attentions", probe.start_attentions)
 _route("POST", "break", probe.break_it)
 _route("POST", "mend", probe.mend)
