@@ -1,7 +1,7 @@
 """All benchmarks, or the named ones: `python3 run.py bench [fusion ...] [--quick | --write]`.
 
-`python3 run.py bench gpu` needs a GPU; `bench fidelity` is about the pictures, not the cost. Each
-has options of its own.
+`python3 run.py bench gpu` needs a GPU; `bench fidelity` is about the pictures, not the cost, and
+`bench prepare` makes pairs for it from photographs. Each has options of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.command import add_options
 from benchmarks.page import GPU, RESULTS, TITLES, write
 from demo.command_line import Parser, interruptible, leave, silence_libraries
 
-PICTURES = "fidelity"
+PICTURES, PREPARE = "fidelity", "prepare"
 
 
 def main() -> int:
@@ -24,6 +24,11 @@ def main() -> int:
         from benchmarks.fidelity import command
 
         return command.main(sys.argv[2:])
+    if sys.argv[1:2] == [PREPARE]:
+        silence_libraries()
+        from benchmarks.fidelity import prepare
+
+        return prepare.main(sys.argv[2:])
     if sys.argv[1:2] == [GPU]:
         from benchmarks import gpu
 

@@ -13,7 +13,7 @@ from .processes import Processes
 Key = tuple[str, str, str]  # case, method, pair
 Row = dict[str, float]
 
-RESULTS = "results.jsonl"
+RESULTS, NOTE = "results.jsonl", "run.json"
 PARTS = "results-*.jsonl"  # what other processes than the first have made, until they are merged
 
 
@@ -57,24 +57,13 @@ class Store:
 
     def _prepare(self, how: dict[str, Any], fresh: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        note = self.folder / "run.json"
+        note = self.folder / NOTE
         if fresh:
             for path in (note, *self._files()):
                 path.unlink(missing_ok=True)
-        if note.exists() and any(path.stat().st_size for path in self._files()):
-            before = json.loads(note.read_text("utf-8"))
-            other = [k for k in {*before, *how} if before.get(k) != how.get(k)]
-            if other:
-                what = "; ".join(
-                    f"{k} was {before.get(k)!r} and is {how.get(k)!r}" for k in sorted(other)
-                )
-                raise StoreError(
-                    f"{self.folder} holds another run's results ({what}): name another --out, or "
-                    "throw them away with --fresh"
-                )
-        text = json.dumps(how, indent=2) + "\n"
-        if not note.exists() or note.read_text("utf-8") != text:
-            note.write_text(text, "utf-8")
+        has_rows = any(path.stat().st_size for path in self._files())
+        hint = "name another --out, or throw them away with --fresh"
+        same_run(self.folder, NOTE, how, has_rows, hint)
         for path in self._files():
             with path.open("rb+") as file:
                 if file.read()[-1:] not in (b"", b"\n"):
@@ -128,6 +117,23 @@ class Store:
                 except (ValueError, KeyError, AttributeError):
                     continue  # half a line
                 yield key, row
+
+
+def same_run(folder: Path, name: str, how: dict[str, Any], started: bool, hint: str) -> None:
+    """Write down how a run is made, or compare, where it has been `started`.
+
+    Raises:
+        StoreError: it was started otherwise.
+    """
+    note = folder / name
+    text = json.dumps(how, indent=2) + "\n"
+    before = json.loads(note.read_text("utf-8")) if started and note.exists() else how
+    other = sorted(k for k in {*before, *how} if before.get(k) != how.get(k))
+    if other:
+        what = "; ".join(f"{k} was {before.get(k)!r} and is {how.get(k)!r}" for k in other)
+        raise StoreError(f"{folder} holds another run's results ({what}): {hint}")
+    if not note.exists() or note.read_text("utf-8") != text:
+        note.write_text(text, "utf-8")
 
 
 def _line(key: Key, row: Row) -> str:

@@ -37,6 +37,48 @@ def scenes():
     return draw(8, torch.Generator().manual_seed(11), object_free=0)
 
 
+@pytest.fixture(scope="session")
+def judges(model, tmp_path_factory) -> dict[str, str]:
+    """A CLIP, a segmenter and a depth model with random weights."""
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        CLIPTokenizer,
+        GLPNConfig,
+        GLPNForDepthEstimation,
+        GLPNImageProcessor,
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+        SegformerImageProcessor,
+    )
+
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("judges")
+    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text = {**small, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    vision = {**small, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(
+        place / "clip"
+    )
+    tokenizer.save_pretrained(place / "clip")
+    tiny = {
+        "hidden_sizes": [8, 8, 8, 8],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 1, 1],
+        "decoder_hidden_size": 8,
+    }
+    names = {0: "wall", 1: "person, individual", 2: "sky"}
+    SegformerForSemanticSegmentation(SegformerConfig(**tiny, id2label=names)).save_pretrained(
+        place / "segmenter"
+    )
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place / "segmenter")
+    GLPNForDepthEstimation(GLPNConfig(**tiny)).save_pretrained(place / "depth")
+    GLPNImageProcessor().save_pretrained(place / "depth")
+    return {name: str(place / name) for name in ("clip", "segmenter", "depth")}
+
+
 @pytest.fixture
 def folder(tmp_path, scenes) -> Path:
     place = tmp_path / "pairs"

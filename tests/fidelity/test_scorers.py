@@ -14,48 +14,6 @@ from benchmarks.fidelity.scorers import _bytes as scorers_bytes
 from benchmarks.fidelity.segmentation import Segmenter, coloured, palette
 
 
-@pytest.fixture(scope="module")
-def judges(model, tmp_path_factory) -> dict[str, str]:
-    """A CLIP, a segmenter and a depth model with random weights."""
-    from transformers import (
-        CLIPConfig,
-        CLIPModel,
-        CLIPTokenizer,
-        GLPNConfig,
-        GLPNForDepthEstimation,
-        GLPNImageProcessor,
-        SegformerConfig,
-        SegformerForSemanticSegmentation,
-        SegformerImageProcessor,
-    )
-
-    torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("judges")
-    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    text = {**small, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
-    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    vision = {**small, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(
-        place / "clip"
-    )
-    tokenizer.save_pretrained(place / "clip")
-    tiny = {
-        "hidden_sizes": [8, 8, 8, 8],
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 1, 1, 1],
-        "decoder_hidden_size": 8,
-    }
-    names = {0: "wall", 1: "person, individual", 2: "sky"}
-    SegformerForSemanticSegmentation(SegformerConfig(**tiny, id2label=names)).save_pretrained(
-        place / "segmenter"
-    )
-    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place / "segmenter")
-    GLPNForDepthEstimation(GLPNConfig(**tiny)).save_pretrained(place / "depth")
-    GLPNImageProcessor().save_pretrained(place / "depth")
-    return {name: str(place / name) for name in ("clip", "segmenter", "depth")}
-
-
 def test_real_pictures_are_scored_by_the_models_that_are_named(judges, scenes):
     scorers = Scorers.load(
         judges["clip"], judges["segmenter"], "person", judges["depth"], False, "cpu"
