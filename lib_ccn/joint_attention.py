@@ -53,9 +53,28 @@ def joint_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
     ]
 
 
+# (query, key, value) -> the attention's result, all [B, heads, text + image, d]; the first
+# argument is the attention function.
+Answer = Callable[[Attend, Tensor, Tensor, Tensor], Tensor]
+# (module, answer) -> a context in which the attention inside the module's forward is answered.
+Answered = Callable[[nn.Module, Answer], AbstractContextManager[None]]
+
+
+def torch_attention_answered(module: nn.Module, answer: Answer) -> AbstractContextManager[None]:
+    """An `Answered` where the module uses torch's own attention function."""
+
+    def forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with AttentionCalls(answer):
+            return own(*args, **kwargs)
+
+    return answered(module, "forward", forward)
+
+
 @contextmanager
 def capture_joint_keys_values(
-    layers: Sequence[SelfAttention], store: KeyValueStore
+    layers: Sequence[SelfAttention],
+    store: KeyValueStore,
+    attention_answered: Answered = torch_attention_answered,
 ) -> Iterator[None]:
     """Record keys and values of these layers while the foreground unit runs.
 
@@ -70,7 +89,7 @@ def capture_joint_keys_values(
 
     with ExitStack() as undo:
         for layer in layers:
-            undo.enter_context(_attention_answered(layer.module, partial(record, layer.name)))
+            undo.enter_context(attention_answered(layer.module, partial(record, layer.name)))
         yield
 
 
@@ -80,6 +99,7 @@ def inject_joint_keys_values(
     store: KeyValueStore,
     regions_for: RegionsFor,
     start_layer: int = 0,
+    attention_answered: Answered = torch_attention_answered,
 ) -> Iterator[InjectionTally]:
     """Evaluate equation 9 in each layer from `start_layer` on while a background unit runs.
 
@@ -115,7 +135,7 @@ def inject_joint_keys_values(
     with ExitStack() as undo:
         for layer in layers:
             if layer.layer >= start_layer and layer.name in store:
-                undo.enter_context(_attention_answered(layer.module, partial(inject, layer.name)))
+                undo.enter_context(attention_answered(layer.module, partial(inject, layer.name)))
         yield tally
 
 
@@ -125,6 +145,7 @@ class JointAttention:
     Args:
         listened: what to enter, given the layers, so that they use torch's own attention function
             while keys and values are captured or injected.
+        attention_answered: how a layer's attention is answered.
     """
 
     def __init__(
@@ -132,8 +153,10 @@ class JointAttention:
         listened: Callable[[Sequence[SelfAttention]], AbstractContextManager[None]] = (
             lambda _layers: nullcontext()
         ),
+        attention_answered: Answered = torch_attention_answered,
     ) -> None:
         self.listened = listened
+        self.attention_answered = attention_answered
 
     def layers(self, module: nn.Module) -> list[SelfAttention]:
         """Every joint attention of a ControlNet."""
@@ -146,7 +169,8 @@ class JointAttention:
     @contextmanager
     def capture(self, layers: Sequence[SelfAttention], store: KeyValueStore) -> Iterator[None]:
         """See `capture_joint_keys_values`."""
-        with self.listened(layers), capture_joint_keys_values(layers, store):
+        capturing = capture_joint_keys_values(layers, store, self.attention_answered)
+        with self.listened(layers), capturing:
             yield
 
     @contextmanager
@@ -158,7 +182,9 @@ class JointAttention:
         start_layer: int,
     ) -> Iterator[InjectionTally]:
         """See `inject_joint_keys_values`."""
-        injecting = inject_joint_keys_values(layers, store, regions_for, start_layer)
+        injecting = inject_joint_keys_values(
+            layers, store, regions_for, start_layer, self.attention_answered
+        )
         with self.listened(layers), injecting as tally:
             yield tally
 
@@ -230,17 +256,3 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = torch.stack((-odd, even), -1).flatten(-2)
     cos, sin = (t.to(x.device)[:, None] for t in (cos, sin))
     return (x.float() * cos + turned.float() * sin).to(x.dtype)
-
-
-@contextmanager
-def _attention_answered(
-    module: nn.Module, answer: Callable[[Attend, Tensor, Tensor, Tensor], Tensor]
-) -> Iterator[None]:
-    """Attention inside the module's forward is answered; afterwards the module is as it was."""
-
-    def forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with AttentionCalls(answer):
-            return own(*args, **kwargs)
-
-    with answered(module, "forward", forward):
-        yield

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 END_OF_WORD = "</w>"
 PLACEHOLDER = "!"  # CLIP's id 0, which the WebUIs put where an embedding stands
+BEGINS_WORD = "\u2581"  # what SentencePiece writes for a space
+_CONTRACTED = ("s", "t", "re", "ve", "m", "ll", "d")  # CLIP keeps the apostrophe before these
 UNKNOWN = "<unk>"  # what SentencePiece's vocabularies have for a letter that they lack
 
 _SCRIPTS = "CJK HIRAGANA KATAKANA BOPOMOFO THAI LAO KHMER MYANMAR"
@@ -220,3 +222,16 @@ def _byte_letters() -> dict[str, int]:
 
 
 _BYTES = _byte_letters()
+
+
+def clip_piece(piece: str, following: Sequence[str]) -> str:
+    """A SentencePiece piece as CLIP would write it, where a word's end is marked, not its start.
+
+    A word also ends where punctuation or digits begin, and these where letters begin.
+    """
+    bare = piece.removeprefix(BEGINS_WORD)
+    after = following[0] if following else BEGINS_WORD
+    if not bare or (bare == "'" and after in _CONTRACTED):
+        return bare
+    ends = after.startswith(BEGINS_WORD) or is_mark(bare[-1]) != is_mark(after[0])
+    return bare + END_OF_WORD if ends else bare

@@ -16,6 +16,7 @@ from ..outcome import Account
 from ..session import Session
 from ..settings import Settings
 from ..units import Call, Unit
+from .flux import FLUX, is_flux
 from .plan import Plan, Record
 from .words import begins_alike
 
@@ -126,8 +127,10 @@ class Run(Guard):
 
     def _attention(self) -> tuple[AttentionForm | None, str | None]:
         """The kind of attention of this network; where it has none of ours, why not."""
-        if self._is_unet or not self.settings.inject:
+        if self._is_unet or not (self.settings.inject or self.settings.reads_word):
             return UNET, None
+        if is_flux(self.unet):
+            return FLUX, None
         name = type(self.unet).__name__
         return None, f"units are fused only: KV-Injection does not know the attention of {name}"
 

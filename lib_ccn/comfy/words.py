@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..prompt import Sought, TokenizedPrompt, find_word, layout, why_missing
+from ..prompt import Sought, Token, TokenizedPrompt, find_word, layout, why_missing
 from ..settings import Settings, SettingsError, page_message
-from ..spelling import END_OF_WORD
+from ..spelling import END_OF_WORD, clip_piece
 
 # Encoders whose tokens stand in the conditioning as they are numbered here.
 _CLIPS = ("l", "g", "h")
+_T5_END = 1
 _PLACEHOLDER = 0  # CLIP's "!", where an embedding's vector stands for a token
 
 
@@ -83,24 +84,43 @@ def begins_alike(one: Tensor, other: Tensor) -> bool:
 def tokens_of(clip: Any, text: str) -> TokenizedPrompt:
     """Where the tokens of a prompt, weights and all, stand in its conditioning."""
     by_encoder = clip.tokenize(text)
+    if set(by_encoder) == {"l", "t5xxl"}:  # FLUX: only T5's reach attention
+        return _t5_tokens(by_encoder["t5xxl"], _pieces(getattr(clip.tokenizer, "t5xxl", None)))
     name = next((name for name in _CLIPS if name in by_encoder), None)
-    if name is None or len([n for n in by_encoder if n not in _CLIPS]):
+    if name is None or not set(by_encoder) <= set(_CLIPS):
         encoders = ", ".join(by_encoder)
-        problem = f"a word can be looked for with CLIP alone, and this prompt is for {encoders}"
+        problem = f"a word cannot be looked for in a prompt for these text encoders: {encoders}"
         return TokenizedPrompt((), problem=problem)
     tokenizer = getattr(clip.tokenizer, f"clip_{name}", None)
-    chunks = [
-        [token if isinstance(token, int) else _PLACEHOLDER for token, *_weight in chunk]
-        for chunk in by_encoder[name]
-    ]
-    length = len(chunks[0]) - 2
+    chunks = [_ids(chunk) for chunk in by_encoder[name]]
     return layout(
         chunks,
-        length,
+        len(chunks[0]) - 2,
         bos=int(getattr(tokenizer, "start_token", chunks[0][0])),
         eos=int(getattr(tokenizer, "end_token", chunks[0][-1])),
         decode_piece=_pieces(tokenizer),
     )
+
+
+def _ids(chunk: Any) -> list[int]:
+    return [token if isinstance(token, int) else _PLACEHOLDER for token, *_weight in chunk]
+
+
+def _t5_tokens(chunks: Any, piece: Callable[[int], str] | None) -> TokenizedPrompt:
+    """T5's tokens stand from the first place on; what follows their end is padding."""
+    ids = [number for chunk in chunks for number in _ids(chunk)]
+    ids = ids[: ids.index(_T5_END)] if _T5_END in ids else ids
+
+    def spell(numbers: Sequence[int]) -> list[str]:
+        pieces = [piece(number) if piece else "" for number in numbers]
+        return [clip_piece(one, pieces[n + 1 : n + 2]) for n, one in enumerate(pieces)]
+
+    placed = zip(ids, spell(ids), strict=True)
+    tokens = tuple(
+        Token(number, place, spelt if piece else None)
+        for place, (number, spelt) in enumerate(placed)
+    )
+    return TokenizedPrompt(tokens, 1, max(len(ids), 1), (), spell if piece else None)
 
 
 def _pieces(tokenizer: Any) -> Callable[[int], str] | None:

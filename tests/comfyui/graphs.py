@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 Json = dict[str, Any]
 Link = list[Any]
 
+FLUX_TEXT, FLUX_POOLED = 64, 32
 PROMPT, WORD, NEGATIVE = "a red star over a green hill", "star", "blurry, dark"
 APPLY, REPORT = "CrossControlNetApply", "CrossControlNetReport"
 # Injection from the second step on, with a mask of some shape.
@@ -112,14 +112,46 @@ class Graph:
         self.add("CCNProbeKeep", samples=self.latents, name=keep)
         return self
 
+    def pictures(self) -> Link:
+        """What was sampled, decoded."""
+        return self.out("VAEDecode", samples=self.latents, vae=self.vae)
+
     def show(self, keep: str = "report") -> Graph:
         """Decode, and keep what the report says as files `keep`."""
-        images = self.out("VAEDecode", samples=self.latents, vae=self.vae)
-        made = self.add(REPORT, report=self.report, images=images)
+        made = self.add(REPORT, report=self.report, images=self.pictures())
         self.add("CCNProbeReport", mask=[made, 1], winners=[made, 2], summary=[made, 3], name=keep)
         return self
 
 
-def sources(nodes: Json, name: str) -> Sequence[Link]:
-    """What a node is connected to."""
-    return [value for value in nodes[name]["inputs"].values() if isinstance(value, list)]
+class FluxGraph(Graph):
+    """A graph for FLUX, whose prompts are encoded to random numbers."""
+
+    def __init__(self, size: tuple[int, int] = (128, 128), batch: int = 1) -> None:
+        self.nodes: Json = {}
+        width, height = size
+        name = "ccn-random-flux.safetensors"
+        self.model = self.out("UNETLoader", unet_name=name, weight_dtype="default")
+        sizes = {"width": width, "height": height, "batch_size": batch}
+        self.latent = self.out("EmptySD3LatentImage", **sizes)
+        given = {"width": FLUX_TEXT, "pooled": FLUX_POOLED}
+        self.clip = self.out("CCNProbeText", **given)
+        self.word = self.add("CrossControlNetWord", clip=self.clip, text=PROMPT, word=WORD)
+        self.positive = [self.word, 0]
+        self.negative = self.out("CCNProbeCondition", seed=2, tokens=256, **given)
+        self.report = self.latents = None
+
+    def both(self) -> Graph:
+        """Two ControlNets with double and single blocks."""
+        self.unit("flux-both-a", 0, strength=0.7)
+        self.unit("flux-both-b", 1, strength=0.7)
+        return self
+
+    def two(self, **more: Any) -> Graph:
+        """Two ControlNets with double blocks only."""
+        self.unit("flux-a", 0, **more)
+        self.unit("flux-b", 1, **more)
+        return self
+
+    def pictures(self) -> Link:
+        """In place of the decoded latents: there is no small VAE for this model."""
+        return self.out("CCNProbePictures", samples=self.latents)

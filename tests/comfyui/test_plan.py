@@ -81,7 +81,7 @@ class TestWord:
         assert word_of("house", "red star", SimpleClip()).missing().startswith("word 'house' is")
 
     def test_an_encoder_whose_tokens_stand_elsewhere_is_said(self):
-        assert "l, t5xxl" in word_of("star", clip=Clip(("l", "t5xxl"))).missing()
+        assert "encoders: l, g, t5xxl" in word_of("star", clip=Clip(("l", "g", "t5xxl"))).missing()
 
     def test_a_refused_word_costs_the_word_only(self):
         word = word_of("x" * 300)

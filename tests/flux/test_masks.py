@@ -8,10 +8,11 @@ from family_oracles import PROMPT, dumped, flux_projections, state
 from tiny import conditions
 
 from lib_ccn.hosts.diffusers import cross_controlnet
-from lib_ccn.hosts.diffusers.flux import FluxGeneration, clip_piece
+from lib_ccn.hosts.diffusers.flux import FluxGeneration
 from lib_ccn.joint_attention import JointAttentionRecorder
 from lib_ccn.prompt import Word, find_word, words
 from lib_ccn.settings import Settings
+from lib_ccn.spelling import clip_piece
 
 from .generation import MARKS, WORD, generate
 

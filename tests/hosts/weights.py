@@ -26,7 +26,14 @@ Shapes = dict[str, tuple[int, ...]]
 HINT_CHANNELS = (3, 16, 16, 32, 32, 96, 96, 256)  # the convolutions a control image passes
 VAE_WIDTH, VAE_MULTIPLIERS = 128, (1, 2, 4, 4)
 ZERO_CONV_STD = 0.05  # trained ones start at zero, but zeros would have no effect
-ZERO_CONVS = ("zero_convs", "middle_block_out", "controlnet_down_blocks", "controlnet_mid_block")
+ZERO_CONVS = (
+    "zero_convs",
+    "middle_block_out",
+    "controlnet_down_blocks",
+    "controlnet_mid_block",
+    "controlnet_blocks",
+    "controlnet_single_blocks",
+)
 EMBEDDING_STD = 0.02
 EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight", "positional_embedding")
 LORA_RANK = 4
@@ -303,7 +310,7 @@ def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tenso
     if name.endswith("logit_scale"):
         return torch.tensor(math.log(100), dtype=torch.float16)
     if len(shape) == 1:
-        fill = 1.0 if name.endswith(".weight") else 0.0
+        fill = 1.0 if name.endswith((".weight", ".scale")) else 0.0
         if name.endswith(("final_layer_norm.bias", "ln_final.bias")):
             fill = 0.1  # the WebUIs divide by the mean of a weighted prompt's embedding
         return torch.full(shape, fill, dtype=torch.float16)

@@ -20,8 +20,9 @@ from torch import Tensor
 from ...attention import SelfAttention
 from ...images import decode_mask
 from ...joint_attention import JointAttention
-from ...prompt import END_OF_WORD, Token, TokenizedPrompt, is_mark, strip_weights
+from ...prompt import Token, TokenizedPrompt, strip_weights
 from ...session import Session
+from ...spelling import clip_piece
 from ...units import Call, Unit
 from .generation import Generation, several, unit_name
 
@@ -34,8 +35,6 @@ _TORCH_ATTENTION = (
     "_native_flash",
     "_native_math",
 )
-_BEGINS_WORD = "\u2581"  # what SentencePiece writes for a space
-_CONTRACTED = ("s", "t", "re", "ve", "m", "ll", "d")  # CLIP keeps the apostrophe before these
 
 
 def check_belonging(pipe: Any) -> None:
@@ -218,19 +217,6 @@ class FluxGeneration(Generation):
         """The ids' pieces, as CLIP would write them."""
         pieces = list(self.pipe.tokenizer_2.convert_ids_to_tokens(list(ids)))
         return [clip_piece(piece, pieces[n + 1 : n + 2]) for n, piece in enumerate(pieces)]
-
-
-def clip_piece(piece: str, following: Sequence[str]) -> str:
-    """A SentencePiece piece as CLIP would write it, where a word's end is marked, not its start.
-
-    A word also ends where punctuation or digits begin, and these where letters begin.
-    """
-    bare = piece.removeprefix(_BEGINS_WORD)
-    after = following[0] if following else _BEGINS_WORD
-    if not bare or (bare == "'" and after in _CONTRACTED):
-        return bare
-    ends = after.startswith(_BEGINS_WORD) or is_mark(bare[-1]) != is_mark(after[0])
-    return bare + END_OF_WORD if ends else bare
 
 
 def _common_depth(depths: Sequence[int]) -> int:
