@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
-from lib_ccn.fusion import MODES, fuse_residuals
+from lib_ccn.fusion import MODES, Front, fuse_residuals
 
 Shape = tuple[int, int, int, int]
 
@@ -53,6 +53,16 @@ def sample_units(count: int, device: str, dtype: torch.dtype) -> list[list[torch
     ]
 
 
+def sample_front(count: int) -> Front:
+    """The first of so many units in front in the left half of the picture, for "layers"."""
+
+    def masks(size: tuple[int, int], device: torch.device) -> torch.Tensor:
+        left = torch.arange(size[1], device=device) * 2 < size[1]
+        return left.float().expand(1, 1, 1, *size)
+
+    return Front([0, *[None] * (count - 1)], masks)
+
+
 def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Time every mode for 2 and 3 units.
 
@@ -62,7 +72,10 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dic
     units: dict[int, dict[str, dict[str, float]]] = {}
     for count in (2, 3):
         residuals = sample_units(count, device, getattr(torch, dtype))
-        functions = {mode: functools.partial(fuse_residuals, residuals, mode) for mode in MODES}
+        front = sample_front(count)
+        functions = {
+            mode: functools.partial(fuse_residuals, residuals, mode, front=front) for mode in MODES
+        }
         seconds = interleaved(functions, rounds=5 if quick else 25, warmup=1 if quick else 3)
         units[count] = ratio_table(seconds, "sum")
     return {"machine": machine(device), "dtype": dtype, "units": units}

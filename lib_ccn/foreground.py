@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .fusion import smooth
 from .hooks import compiled_within, held, why_unheard
 from .regions import batch_rows, sent
+from .residuals import smooth
 
 # A map whose range is below this part of its largest value says nothing about place.
 _FLAT = 1e-5

@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from lib_ccn import fusion
+from lib_ccn import fusion, residuals
 
 G = [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
 # Decisions closer than this may fall either way: float32 statistics, float64 oracle.
@@ -25,7 +25,11 @@ def as_on(device, rule):
     @functools.wraps(rule)
     def computed(*args, **kwargs):
         running_mean = ("cpu",) if device == "cuda" else ()
-        with mock.patch.multiple(fusion, _is_on_cpu=lambda _: False, _RUNNING_MEAN=running_mean):
+        elsewhere = {"is_on_cpu": lambda _: False}
+        with (
+            mock.patch.multiple(residuals, **elsewhere, _RUNNING_MEAN=running_mean),
+            mock.patch.multiple(fusion, **elsewhere),
+        ):
             return rule(*args, **kwargs)
 
     return computed

@@ -18,7 +18,7 @@ from lib_ccn.foreground import (
     token_grid,
     word_map,
 )
-from lib_ccn.fusion import smooth
+from lib_ccn.residuals import smooth
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -14,11 +14,14 @@ from oracles import (
     oracle_smooth,
 )
 
+from benchmarks.fusion import sample_front
 from lib_ccn import fusion
+from lib_ccn import residuals as statistics
 from lib_ccn.fusion import (
     MODES,
     channel_fusion,
     fuse_residuals,
+    layers_fusion,
     max_fusion,
     mean_fusion,
     pix_fusion,
@@ -269,14 +272,15 @@ def test_fuse_residuals_applies_the_mode_to_every_layer(mode, count):
         "max": max_fusion,
         "pix": pix_fusion,
         "pix+channel": pix_fusion,
+        "layers": lambda units, delta: layers_fusion(units, sample_front(count), delta),
     }[mode]
-    units = layers(count)
-    fused = fuse_residuals(units, mode, 0.4)
+    units, front = layers(count), sample_front(count)
+    fused = fuse_residuals(units, mode, 0.4, front=front)
     want = [rule([unit[i] for unit in units], 0.4) for i in range(6)]
     if mode == "pix+channel":
         want[-1] = channel_fusion([unit[-1] for unit in units], 0.4)
     assert all(torch.equal(a, b) for a, b in zip(fused, want, strict=True))
-    only_middle = fuse_residuals([unit[-1:] for unit in units], mode, 0.4)
+    only_middle = fuse_residuals([unit[-1:] for unit in units], mode, 0.4, front=front)
     assert torch.equal(only_middle[0], want[-1])
 
 
@@ -285,11 +289,11 @@ def test_fuse_residuals_applies_the_mode_to_every_layer(mode, count):
 @pytest.mark.parametrize("mode", MODES)
 def test_layers_fused_together_as_on_an_accelerator(monkeypatch, mode, fuse, room):
     for count in (2, 3):
-        units = layers(count)
+        units, front = layers(count), sample_front(count)
         monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", 0)
-        alone = fuse_residuals(units, mode, 0.4)
+        alone = fuse_residuals(units, mode, 0.4, front=front)
         monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", room)
-        for a, b in zip(fuse(units, mode, 0.4), alone, strict=True):
+        for a, b in zip(fuse(units, mode, 0.4, front=front), alone, strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -321,15 +325,16 @@ def test_a_row_of_zeros_needs_no_repair(monkeypatch, mode):
     units = layers(2)
     for residual in itertools.chain(*units):
         residual[0] = 0
-    want = fuse_residuals(units, mode)
-    monkeypatch.setattr(fusion, "_together", None)  # what a repair begins with
-    for a, b in zip(fuse_residuals(units, mode), want, strict=True):
+    front = sample_front(2)
+    want = fuse_residuals(units, mode, front=front)
+    monkeypatch.setattr(statistics, "_together", None)  # what a repair begins with
+    for a, b in zip(fuse_residuals(units, mode, front=front), want, strict=True):
         assert torch.equal(a, b)
         assert not a[0].any()
     if mode != "sum":
         units[0][-1][0, 0, 0, 0] = math.nan
         with pytest.raises(TypeError, match="not callable"):
-            fuse_residuals(units, mode)
+            fuse_residuals(units, mode, front=front)
 
 
 def test_nothing_of_the_input_changes_and_no_gradient_is_kept():
@@ -354,8 +359,9 @@ def test_statistics_stay_float32_under_autocast():
 @pytest.mark.parametrize("mode", MODES)
 def test_a_gpu_gives_what_the_processor_gives(mode):
     units = layers(2)
-    on_gpu = fuse_residuals([[r.cuda() for r in unit] for unit in units], mode)
-    for a, b in zip(on_gpu, fuse_residuals(units, mode), strict=True):
+    front = sample_front(2)
+    on_gpu = fuse_residuals([[r.cuda() for r in unit] for unit in units], mode, front=front)
+    for a, b in zip(on_gpu, fuse_residuals(units, mode, front=front), strict=True):
         assert a.is_cuda
         torch.testing.assert_close(a.cpu(), b)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.counting import count
-from benchmarks.fusion import SDXL_SHAPES, SHAPES
+from benchmarks.fusion import SDXL_SHAPES, SHAPES, sample_front
 from lib_ccn.fusion import MODES, fuse_residuals
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -22,9 +22,10 @@ def test_nothing_is_asked(mode, units, dtype, told):
     shapes = [(2, 8, 12, 10)] * 2 + [(2, 16, 12, 10), (2, 16, 6, 5), (2, 12, 6, 5), (2, 16, 6, 5)]
     decisions = {}
     given = residuals(shapes, units, dtype)
-    counts = count(lambda: fuse_residuals(given, mode, 0.7, decisions.setdefault if told else None))
+    front, tell = sample_front(units), decisions.setdefault if told else None
+    counts = count(lambda: fuse_residuals(given, mode, 0.7, tell, front))
     assert not counts.waits
-    fused = fuse_residuals(given, mode)
+    fused = fuse_residuals(given, mode, front=front)
     assert [tuple(residual.shape) for residual in fused] == shapes
     assert {(residual.dtype, residual.device.type) for residual in fused} == {(dtype, "meta")}
     places = [(b, h, w) for b, _, h, w in shapes]
@@ -48,10 +49,15 @@ def test_nothing_is_asked(mode, units, dtype, told):
         (SDXL_SHAPES, 3, torch.float16, 355),
     ],
 )
-def test_a_calls_residuals_are_few_operations(shapes, units, dtype, most):
-    given = residuals(shapes, units, dtype)
-    fuse_residuals(given, "pix+channel")  # kernels that are kept
-    assert count(lambda: fuse_residuals(given, "pix+channel")).operations.total() <= most
+@pytest.mark.parametrize("mode", ["pix+channel", "layers"])
+def test_a_calls_residuals_are_few_operations(mode, shapes, units, dtype, most):
+    given, front = residuals(shapes, units, dtype), sample_front(units)
+
+    def fuse():
+        fuse_residuals(given, mode, front=front)
+
+    fuse()  # kernels that are kept
+    assert count(fuse).operations.total() <= most
 
 
 def test_operations_do_not_grow_with_the_layers_of_one_size():

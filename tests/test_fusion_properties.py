@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import forms
 
-from lib_ccn import fusion
+from lib_ccn import residuals as statistics
 from lib_ccn.fusion import (
     channel_fusion,
     max_fusion,
@@ -225,7 +225,7 @@ def test_the_default_dtype_changes_nothing(first):
     usual = torch.get_default_dtype()
     try:
         for dtype in (first, torch.float32, torch.float64):
-            fusion._gaussian.cache_clear()
+            statistics._gaussian.cache_clear()
             torch.set_default_dtype(dtype)
             assert torch.equal(pix_fusion(units), want)
             assert smooth(units[0]).dtype is torch.float32
@@ -233,4 +233,4 @@ def test_the_default_dtype_changes_nothing(first):
             assert torch.equal(pix_fusion(units), want)
     finally:
         torch.set_default_dtype(usual)
-        fusion._gaussian.cache_clear()
+        statistics._gaussian.cache_clear()

@@ -93,7 +93,7 @@ def test_who_is_not_finite_never_wins(rule, bad, count):
         assert torch.equal(fused[won], units[place][won])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "layers"])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_each_residual_is_told_once_and_the_fused_ones_are_the_same(mode, grouped, monkeypatch):
     if grouped:
