@@ -61,7 +61,7 @@ def _injected(unit: nn.Module, x: Tensor, mask: Tensor) -> Callable[[], Tensor]:
         unit.attn1(x)
 
     def call() -> Tensor:
-        with inject_keys_values(layers, store, lambda *_: Regions(mask)):
+        with inject_keys_values(layers, [store], lambda *_: Regions(mask)):
             return unit.attn1(x)
 
     return call

@@ -93,11 +93,14 @@ class AttentionForm(Protocol):
     def inject(
         self,
         layers: Sequence[SelfAttention],
-        store: KeyValueStore,
+        stores: Sequence[KeyValueStore],
         regions_for: RegionsFor,
         start_layer: int,
     ) -> AbstractContextManager[InjectionTally]:
-        """They are injected in layers from `start_layer` on while a background unit runs."""
+        """They are injected in layers from `start_layer` on while a background unit runs.
+
+        There is a store for each place of the regions, of the unit that is in front there.
+        """
 
 
 class UNetAttention:
@@ -120,12 +123,12 @@ class UNetAttention:
     def inject(
         self,
         layers: Sequence[SelfAttention],
-        store: KeyValueStore,
+        stores: Sequence[KeyValueStore],
         regions_for: RegionsFor,
         start_layer: int,
     ) -> AbstractContextManager[InjectionTally]:
         """See `inject_keys_values`."""
-        return inject_keys_values(layers, store, regions_for, start_layer)
+        return inject_keys_values(layers, stores, regions_for, start_layer)
 
 
 UNET = UNetAttention()
@@ -179,21 +182,21 @@ def capture_keys_values(layers: Sequence[SelfAttention], store: KeyValueStore) -
 @contextmanager
 def inject_keys_values(
     layers: Sequence[SelfAttention],
-    store: KeyValueStore,
+    stores: Sequence[KeyValueStore],
     regions_for: RegionsFor,
     start_layer: int = 0,
 ) -> Iterator[InjectionTally]:
     """Evaluate equation 9 in each layer from `start_layer` on while a background unit runs.
 
-    The layer's own forward is called once, K1 and V1 put in front of its keys and values; where it
-    asks torch's attention function, that is asked for each side. Where it asks another one, the
-    forward is called for the foreground rows, keys and values replaced by K1[Mf] and V1[Mf], and
-    again for the others, K1[Mb] and V1[Mb] appended; so it is where all rows are foreground, which
-    is one call and less work. No attention mask is involved, so every attention function of every
-    host will do.
+    There is a store for each place of the regions. The layer's own forward is called once, K1 and
+    V1 put in front of its keys and values; where it asks torch's attention function, that is asked
+    for each place. Where it asks another one, the forward is called for the rows of each place,
+    keys and values replaced by K1[Mf] and V1[Mf], and again for the others, K1[Mb] and V1[Mb]
+    appended; so it is where all rows are foreground, which is one call and less work. No attention
+    mask is involved, so every attention function of every host will do.
 
-    A layer runs unchanged where nothing was captured (the foreground unit may have no such layer),
-    the captured shape is not its own, `regions_for` gives None, or the call is no plain
+    A layer runs unchanged where something was not captured (a unit in front may have no such
+    layer), the captured shape is not its own, `regions_for` gives None, or the call is no plain
     self-attention; so do batch rows whose mask is not usable. On exit every module is as it was,
     exceptions included.
 
@@ -204,15 +207,17 @@ def inject_keys_values(
     def regions_of(x: Tensor) -> Regions | None:
         batch, tokens = x.shape[:2]
         regions = regions_for(tokens, batch)
-        if regions is not None and regions.foreground.shape != x.shape[:2]:
-            shape = list(regions.foreground.shape)
-            raise ValueError(f"regions_for() must have shape {[batch, tokens]}, not {shape}")
+        wanted = [len(stores), batch, tokens]
+        if regions is not None and list(regions.places.shape) != wanted:
+            shape = list(regions.places.shape)
+            raise ValueError(f"regions_for() must have shape {wanted}, not {shape}")
         return regions
 
     with ExitStack() as undo:
         for layer in layers:
-            if layer.layer >= start_layer and layer.name in store:
-                region = _RegionForward(layer, store[layer.name], regions_of, tally)
+            captured = [store[layer.name] for store in stores if layer.name in store]
+            if layer.layer >= start_layer and captured and len(captured) == len(stores):
+                region = _RegionForward(layer, captured, regions_of, tally)
                 undo.enter_context(region.installed())
         yield tally
 
@@ -222,12 +227,12 @@ class _RegionForward:
     """The forward of one self-attention module during injection."""
 
     layer: SelfAttention
-    captured: tuple[Tensor, Tensor]
+    captured: Sequence[tuple[Tensor, Tensor]]
     regions_of: Callable[[Tensor], Regions | None]
     tally: InjectionTally
-    # By projection what is mixed into its output, and how: mix(own, guest).
-    guests: dict[str, Tensor] = field(default_factory=dict)
-    mix: Callable[[Tensor, Tensor], Tensor] = field(default_factory=lambda: _instead)
+    # By projection what is mixed into its output, and how: mix(own, guests).
+    guests: dict[str, Sequence[Tensor]] = field(default_factory=dict)
+    mix: Callable[[Tensor, Sequence[Tensor]], Tensor] = field(default_factory=lambda: _instead)
     # Called when the last guest is mixed in.
     complete: Callable[[], object] = field(default_factory=lambda: _nothing)
 
@@ -243,7 +248,9 @@ class _RegionForward:
 
     def forward(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         x = _plain_input(args, kwargs)
-        fits = x is not None and all(t.shape[:2] == x.shape[:2] for t in self.captured)
+        fits = x is not None and all(
+            t.shape[:2] == x.shape[:2] for pair in self.captured for t in pair
+        )
         regions = self.regions_of(x) if x is not None and fits else None
         out = None
         if x is not None and regions is not None:
@@ -267,7 +274,7 @@ class _RegionForward:
         def answer(attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             shapes = [tuple(t.shape) for t in (query, key, value)]
             asked = (batch, *shapes[0][1:2], tokens, *shapes[0][3:])
-            given = (*asked[:2], 2 * tokens, *asked[3:])
+            given = (*asked[:2], (regions.count + 1) * tokens, *asked[3:])
             fits = query.ndim == 4 and shapes == [asked, given, given] and not self.guests
             fitting.append(fits)
             if not fits:
@@ -278,14 +285,14 @@ class _RegionForward:
             return attend_by_region(query, key, value, regions, attend)
 
         marked = prefers_marks(x.device)
-        self.mix = lambda own, guest: torch.cat(
-            (guest if marked else regions.in_order(guest, 1), own), 1
+        self.mix = lambda own, guests: torch.cat(
+            (*(guests if marked else [regions.in_order(guests, 1)]), own), 1
         )
         calls = AttentionCalls(answer)
         with ExitStack() as listening:
             # Not before: listening makes every function of torch's a little slower.
             self.complete = partial(listening.enter_context, calls)
-            out = self._visit(forward, self.captured)
+            out = self._visit(forward, list(zip(*self.captured, strict=True)))
         return out if fitting == [True] and not calls.masked else None
 
     def _by_side(
@@ -296,39 +303,45 @@ class _RegionForward:
         x: Tensor,
         regions: Regions,
     ) -> Tensor | None:
-        """A call of the host's forward for the foreground rows, and one for the others."""
+        """A call of the host's forward for the rows of each place, and one for the others."""
         out = None
-        for rows, fg, bg in regions.groups(x.device):
-            own, *captured = (t if rows is None else t[rows] for t in (x, *self.captured))
-            part = None
-            if not len(fg) and not len(bg):
-                part = forward(own, *args[1:], **kwargs)
-            for tokens, in_front in ((fg, True), (bg, False)):
+        for group in regions.groups(x.device):
+            own, *captured = (
+                t if group.rows is None else t[group.rows]
+                for t in (x, *(t for pair in self.captured for t in pair))
+            )
+            pairs = list(zip(captured[::2], captured[1::2], strict=True))
+            part = None if group.is_usable else forward(own, *args[1:], **kwargs)
+            # Where both projections are replaced, one token of context is enough.
+            asked = [
+                (tokens, _instead, own[:, :1], [pair])
+                for tokens, pair in zip(group.places, pairs, strict=True)
+            ]
+            for tokens, mix, context, guests in [*asked, (group.rest, _behind, own, pairs)]:
                 if not len(tokens):
                     continue
-                # Where both projections are replaced, one token of context is enough.
-                context = own[:, :1] if in_front else own
-                self.mix = _instead if in_front else _behind
+                self.mix = mix
                 given = _with_context(at(own, tokens, 1), context, args, kwargs)
-                side = self._visit(
-                    partial(forward, *given[0], **given[1]), [at(t, tokens, 1) for t in captured]
+                there = [[at(t, tokens, 1) for t in pair] for pair in guests]
+                rows = self._visit(
+                    partial(forward, *given[0], **given[1]), list(zip(*there, strict=True))
                 )
-                if side is None:
+                if rows is None:
                     return None
                 if len(tokens) == own.shape[1]:
-                    part = side
+                    part = rows
                     continue
                 if part is None:
-                    part = side.new_empty(*own.shape[:2], side.shape[-1])
-                part.index_copy_(1, tokens, side)
+                    part = rows.new_empty(*own.shape[:2], rows.shape[-1])
+                part.index_copy_(1, tokens, rows)
             assert part is not None
-            if rows is None:
+            if group.rows is None:
                 return part
             out = part.new_empty(*x.shape[:2], part.shape[-1]) if out is None else out
-            out[rows] = part
+            out[group.rows] = part
         return out
 
-    def _visit(self, forward: Callable[[], Any], guests: Sequence[Tensor]) -> Any:
+    def _visit(self, forward: Callable[[], Any], guests: Sequence[Sequence[Tensor]]) -> Any:
         """The host's attention with these keys and values mixed in; None if it took none."""
         self.guests = dict(zip(_HOOKED, guests, strict=True))
         try:
@@ -338,11 +351,11 @@ class _RegionForward:
             self.guests, self.complete = {}, _nothing
 
     def _projected(self, name: str, _module: nn.Module, _args: Any, own: Tensor) -> Tensor | None:
-        guest = self.guests.get(name)
-        if guest is None or guest.shape[-1] != own.shape[-1]:
+        guests = self.guests.get(name)
+        if guests is None or any(guest.shape[-1] != own.shape[-1] for guest in guests):
             return None
         del self.guests[name]
-        mixed = self.mix(own, guest.to(own))
+        mixed = self.mix(own, [guest.to(own) for guest in guests])
         if not self.guests:
             self.complete()
         return mixed
@@ -360,12 +373,12 @@ def prefers_marks(device: torch.device) -> bool:
     return device.type in ("cuda", "meta")
 
 
-def _instead(_own: Tensor, guest: Tensor) -> Tensor:
-    return guest
+def _instead(_own: Tensor, guests: Sequence[Tensor]) -> Tensor:
+    return guests[0]
 
 
-def _behind(own: Tensor, guest: Tensor) -> Tensor:
-    return torch.cat((own, guest), 1)
+def _behind(own: Tensor, guests: Sequence[Tensor]) -> Tensor:
+    return torch.cat((own, *guests), 1)
 
 
 def _plain_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

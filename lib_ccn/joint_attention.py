@@ -96,17 +96,18 @@ def capture_joint_keys_values(
 @contextmanager
 def inject_joint_keys_values(
     layers: Sequence[SelfAttention],
-    store: KeyValueStore,
+    stores: Sequence[KeyValueStore],
     regions_for: RegionsFor,
     start_layer: int = 0,
     attention_answered: Answered = torch_attention_answered,
 ) -> Iterator[InjectionTally]:
     """Evaluate equation 9 in each layer from `start_layer` on while a background unit runs.
 
-    Image tokens are as many as `regions_for(None, batch)` has, at the end of the sequence. A layer
-    runs unchanged where nothing was captured (the foreground unit may have no such block), the
-    captured shape is not its own, or there are no regions; so do batch rows whose mask is not
-    usable. On exit every module is as it was, exceptions included.
+    There is a store for each place of the regions. Image tokens are as many as
+    `regions_for(None, batch)` has, at the end of the sequence. A layer runs unchanged where
+    something was not captured (a unit in front may have no such block), the captured shape is not
+    its own, or there are no regions; so do batch rows whose mask is not usable. On exit every
+    module is as it was, exceptions included.
     """
     tally = InjectionTally()
     known: dict[int, Regions | None] = {}
@@ -120,13 +121,14 @@ def inject_joint_keys_values(
         regions = regions_of(len(query))
         if regions is not None:
             image = regions.tokens
-            key1, value1 = (t[:, :, -image:].to(query) for t in store[name])
+            guests = [[t[:, :, -image:].to(query) for t in store[name]] for store in stores]
             like = (*query.shape[:2], image, query.shape[3])
-            if key1.shape == like and key.shape == query.shape and query.shape[2] >= image:
+            fits = all(t.shape == like for pair in guests for t in pair)
+            if fits and key.shape == query.shape and query.shape[2] >= image:
                 tally.injected += 1
                 keys, values = (
-                    torch.cat((regions.in_order(guest, 2), own), 2)
-                    for guest, own in ((key1, key), (value1, value))
+                    torch.cat((regions.in_order(images, 2), own), 2)
+                    for images, own in zip(zip(*guests, strict=True), (key, value), strict=True)
                 )
                 return attend_by_region(query, keys, values, regions, attend)
         tally.unchanged += 1
@@ -134,7 +136,8 @@ def inject_joint_keys_values(
 
     with ExitStack() as undo:
         for layer in layers:
-            if layer.layer >= start_layer and layer.name in store:
+            captured = bool(stores) and all(layer.name in store for store in stores)
+            if layer.layer >= start_layer and captured:
                 undo.enter_context(attention_answered(layer.module, partial(inject, layer.name)))
         yield tally
 
@@ -177,13 +180,13 @@ class JointAttention:
     def inject(
         self,
         layers: Sequence[SelfAttention],
-        store: KeyValueStore,
+        stores: Sequence[KeyValueStore],
         regions_for: RegionsFor,
         start_layer: int,
     ) -> Iterator[InjectionTally]:
         """See `inject_joint_keys_values`."""
         injecting = inject_joint_keys_values(
-            layers, store, regions_for, start_layer, self.attention_answered
+            layers, stores, regions_for, start_layer, self.attention_answered
         )
         with self.listened(layers), injecting as tally:
             yield tally

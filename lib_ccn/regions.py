@@ -1,13 +1,15 @@
-"""Equation 9 of Cross-ControlNet (ICLR 2026) on bare tensors: attention whose rows have sides.
+"""Equation 9 of Cross-ControlNet (ICLR 2026) on bare tensors: attention whose rows have places.
 
 Because the mask is binary, foreground rows only need the foreground keys of K1, and the others
-[K1[Mb] | K2]. Both forms are exact and need no attention mask, so that the quickest attention
-functions stay in use:
+[K1[Mb] | K2]. With several units in front **[choice]** rows in the place M_i of unit i attend to
+K_i[M_i], those in none to K2 and every K_i outside all places; for one unit that is equation 9.
+Both forms are exact and need no attention mask, so that the quickest attention functions stay in
+use:
 
-* `attend_by_region`: with K1 sorted by side and put in front of K2, either is a stretch of one
-  tensor. Two plain attentions on gathered queries are less work than one over everything.
+* `attend_by_region`: with the guests' keys sorted by place and put in front of K2, each needs a
+  stretch of one tensor. Plain attentions on gathered queries are less work than one over all.
 * `attend_marked`: one attention over everything, in which further features of queries and keys keep
-  the sides apart. More arithmetic and few launches, and no shape depends on the mask: an
+  the places apart. More arithmetic and few launches, and no shape depends on the mask: an
   accelerator has its kernels and its memory ready, however many pictures with masks of their own.
 
 Only torch is imported.
@@ -25,7 +27,8 @@ from torch import Tensor
 
 # (query, key, value, scale=...), each [B, heads, tokens, d], to the result in the query's shape.
 Attend = Callable[..., Tensor]
-# Features that mark sides: three, and what brings a head's size to a multiple of eight again.
+# Features that mark places: one for each, one for the rest, one for rows without a usable mask, and
+# what brings a head's size to a multiple of eight again.
 _MARKS = 8
 # What a key says to queries that must not see it, before the attention's scale: after it far below
 # any other logit, so that the softmax gives exactly 0. In the range of half precision.
@@ -33,75 +36,104 @@ _UNSEEN = -3e4
 
 
 class RowGroup(NamedTuple):
-    """Batch rows that share one mask (`rows` None: all of them) and the tokens on its two sides.
+    """Batch rows that share their places (`rows` None: all of them), and the tokens of each.
 
-    Rows without a usable mask are a group of their own, with no tokens on either side.
+    Attributes:
+        rows: which.
+        places: the tokens of each place, front to back.
+        rest: the tokens of none. Rows without a usable mask are a group of their own, with no
+            tokens anywhere.
     """
 
     rows: slice | Tensor | None
-    foreground: Tensor
-    background: Tensor
+    places: tuple[Tensor, ...]
+    rest: Tensor
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is anything to do."""
+        return len(self.rest) > 0 or any(map(len, self.places))
 
 
 class Regions:
-    """Which tokens of each batch row are foreground, on one token grid.
+    """Which tokens of each batch row are in which place, on one token grid.
 
-    Kept by the session for as long as its mask stays the same; what a layer needs of it is made
+    Kept by the session for as long as its masks stay the same; what a layer needs of it is made
     once for a device, without a wait for it.
 
     Args:
-        foreground: Mf, boolean [B, N] on the CPU.
+        places: boolean [B, N] on the CPU, Mf of one place; or [P, B, N] of several, which have no
+            token in common.
         usable: boolean [B] on the CPU, the rows whose mask counts; None: all of them.
 
     Raises:
         TypeError: a tensor is not boolean.
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or a token is in two places.
     """
 
-    def __init__(self, foreground: Tensor, usable: Tensor | None = None) -> None:
-        if foreground.ndim != 2:
-            raise ValueError(f"foreground must be [B, N], not {list(foreground.shape)}")
-        check("foreground", foreground, torch.bool, foreground.shape)
+    def __init__(self, places: Tensor, usable: Tensor | None = None) -> None:
+        if places.ndim == 2:
+            places = places[None]
+        if places.ndim != 3 or not len(places):
+            raise ValueError(f"places must be [B, N] or [P, B, N], not {list(places.shape)}")
+        check("places", places, torch.bool, places.shape)
         if usable is not None:
-            check("usable", usable, torch.bool, foreground.shape[:1])
-        self.foreground = foreground
+            check("usable", usable, torch.bool, places.shape[1:2])
+        if len(places) > 1 and bool((places.sum(0) > 1).any()):
+            raise ValueError("places have tokens in common")
+        self.places = places
         self.usable = usable
         self._there: dict[torch.device, tuple[list[RowGroup], Tensor | None]] = {}
         self._marks: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @property
+    def count(self) -> int:
+        """P, how many places there are."""
+        return len(self.places)
+
+    @property
+    def batch(self) -> int:
+        """B, the rows."""
+        return self.places.shape[1]
+
+    @property
     def tokens(self) -> int:
         """N, the tokens of the grid."""
-        return self.foreground.shape[1]
+        return self.places.shape[2]
 
     @cached_property
     def everywhere(self) -> bool:
-        """Whether all tokens of all rows are foreground: nothing of K2 and V2 is asked for."""
+        """Whether all tokens of all rows are in the one place: K2 and V2 are not asked for."""
         usable = self.usable is None or bool(self.usable.all())
-        return usable and bool(self.foreground.all())
+        return usable and self.count == 1 and bool(self.places.all())
 
     def groups(self, device: torch.device) -> list[RowGroup]:
-        """The batch by rows with the same mask; their indices are on `device`."""
+        """The batch by rows with the same places; their indices are on `device`."""
         return self._on(device)[0]
 
-    def in_order(self, t: Tensor, dim: int) -> Tensor:
-        """A tensor [B, ...] whose tokens along `dim` are sorted: those of the foreground first."""
-        order = self._on(t.device)[1]
+    def in_order(self, guests: Sequence[Tensor], dim: int) -> Tensor:
+        """Keys or values [B, ...] of the unit of each place, sorted along `dim`: [B, ..., P * N].
+
+        First what nobody sees (a unit's tokens in another's place), then each place's own tokens
+        of its own unit, then every unit's tokens of the rest.
+        """
+        together = guests[0] if len(guests) == 1 else torch.cat(tuple(guests), dim)
+        order = self._on(together.device)[1]
         if order is None:
-            return t
+            return together
         if order.ndim == 1:
-            return t.index_select(dim, order)
-        shape = [1] * t.ndim
+            return together.index_select(dim, order)
+        shape = [1] * together.ndim
         shape[0], shape[dim] = order.shape
-        return t.gather(dim, order.view(shape).expand_as(t))
+        return together.gather(dim, order.view(shape).expand_as(together))
 
     def marks(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Features that keep the sides apart in one attention of `like`'s device and dtype.
+        """Features that keep the places apart in one attention of `like`'s device and dtype.
 
         Returns:
-            Of the queries [B or 1, 1, N, 8]: which of three kinds they are, foreground, the rest,
-            or without a usable mask. Of the keys [K1 | K2] [B or 1, 1, 2N, 8]: by kind 0, or what
-            hides them.
+            Of the queries [B or 1, 1, N, M]: which of P + 2 kinds they are, of a place, the rest,
+            or without a usable mask. Of the keys [guests | K2] [B or 1, 1, (P + 1) N, M]: by kind
+            0, or what hides them. M is a multiple of eight.
         """
         kind = like.device, like.dtype
         if kind not in self._marks:
@@ -111,13 +143,22 @@ class Regions:
 
     def _made_marks(self) -> Tensor:
         rows = slice(1) if len(self._members()) == 1 else slice(None)
-        fg = self.foreground[rows]
-        usable = torch.ones(len(fg), 1) if self.usable is None else self.usable[rows, None].float()
-        every, none = torch.ones(fg.shape), torch.zeros(fg.shape)
-        queries = torch.stack((fg * usable, ~fg * usable, every - usable), -1)
-        guests = torch.stack((~fg, fg, every), -1) * _UNSEEN
-        own = torch.stack((every, none, none), -1) * _UNSEEN
-        return F.pad(torch.cat((queries, guests, own), 1), (0, _MARKS - queries.shape[-1]))
+        places = self.places[:, rows]
+        rest = ~places.any(0)
+        usable = torch.ones(len(rest), 1)
+        if self.usable is not None:
+            usable = self.usable[rows, None].float()
+        every, none = torch.ones(rest.shape), torch.zeros(rest.shape)
+        queries = torch.stack((*(places * usable), rest * usable, every - usable), -1)
+        guests = [
+            torch.stack(
+                (*(~own if other == n else every for other in range(self.count)), ~rest, every), -1
+            )
+            for n, own in enumerate(places)
+        ]
+        own = torch.stack((*[every] * self.count, none, none), -1)
+        keys = torch.cat((*guests, own), 1) * _UNSEEN
+        return F.pad(torch.cat((queries, keys), 1), (0, -queries.shape[-1] % _MARKS))
 
     def _on(self, device: torch.device) -> tuple[list[RowGroup], Tensor | None]:
         if device not in self._there:
@@ -126,29 +167,40 @@ class Regions:
 
     def _made_for(self, device: torch.device) -> tuple[list[RowGroup], Tensor | None]:
         members = self._members()
-        order = (~self.foreground).to(torch.uint8).argsort(dim=1, stable=True)
-        order = sent(order[0] if len(members) == 1 else order, device)
-        counts = self.foreground.sum(1).tolist()
+        # By token the place it is in, P for the rest; by token of a guest when its turn is.
+        label = torch.full(self.places.shape[1:], self.count)
+        for n, place in enumerate(self.places):
+            label.masked_fill_(place, n)
+        turns = [
+            torch.where((label == n) | (label == self.count), label, -1) for n in range(self.count)
+        ]
+        order = torch.cat(turns, 1).argsort(dim=1, stable=True)
+        chosen = order[:1] if len(members) == 1 else order
+        sorted_already = torch.equal(chosen, torch.arange(chosen.shape[1]).expand_as(chosen))
+        by_place = label.argsort(dim=1, stable=True)
+        by_place = sent(by_place[:1] if len(members) == 1 else by_place, device)
         groups = []
         for rows in members:
-            tokens = order if len(members) == 1 else order[rows[0]]
-            count = counts[rows[0]]
-            fg, bg = tokens.split((count, self.tokens - count))
+            row = 0 if len(members) == 1 else rows[0]
+            sizes = [*self.places[:, rows[0]].sum(1).tolist()]
+            *places, rest = by_place[row].split([*sizes, self.tokens - sum(sizes)])
             if self.usable is not None and not self.usable[rows[0]]:
-                fg = bg = tokens[:0]
-            groups.append(RowGroup(self._batch(rows, device), fg, bg))
-        mixed = any(0 < len(fg) < self.tokens for _, fg, _ in groups)
-        return groups, order if mixed else None
+                places, rest = [part[:0] for part in places], rest[:0]
+            groups.append(RowGroup(self._batch(rows, device), tuple(places), rest))
+        if sorted_already:
+            return groups, None
+        return groups, sent(chosen[0] if len(members) == 1 else chosen, device)
 
     def _members(self) -> list[list[int]]:
         """The rows of each group, in the order of their first."""
-        usable = [True] * len(self.foreground) if self.usable is None else self.usable.tolist()
+        usable = [True] * self.batch if self.usable is None else self.usable.tolist()
         members: list[list[int]] = []
-        for row, mask in enumerate(self.foreground):
+        for row in range(self.batch):
             for group in members:
                 first = group[0]
                 alike = usable[row] == usable[first]
-                if alike and (not usable[row] or torch.equal(mask, self.foreground[first])):
+                same = torch.equal(self.places[:, row], self.places[:, first])
+                if alike and (not usable[row] or same):
                     group.append(row)
                     break
             else:
@@ -156,7 +208,7 @@ class Regions:
         return members
 
     def _batch(self, rows: Sequence[int], device: torch.device) -> slice | Tensor | None:
-        if len(rows) == len(self.foreground):
+        if len(rows) == self.batch:
             return None
         chosen = batch_rows(rows)
         return sent(chosen, device) if isinstance(chosen, Tensor) else chosen
@@ -171,13 +223,13 @@ def attend_by_region(
 ) -> Tensor:
     """Equation 9 for the queries of N image tokens, which may follow T tokens of text.
 
-    Text rows attend to [text | K2] as ever, foreground rows to [K1[Mf] | text], the others to
+    Text rows attend to [text | K2] as ever, rows of a place to [K1[Mf] | text], the others to
     [K1[Mb] | text | K2]; rows without a usable mask to [text | K2].
 
     Args:
         query: [B, heads, T + N, d] of the background unit.
-        key: [B, heads, N + T + N, d], `Regions.in_order` of the foreground unit's image keys in
-            front of the background unit's own; `value` is alike.
+        key: [B, heads, P * N + T + N, d], `Regions.in_order` of the image keys of the units in
+            front, before the background unit's own; `value` is alike.
         regions: N tokens for each of the B rows.
         attend: the attention function.
 
@@ -211,8 +263,8 @@ def attend_marked(
 
     Args:
         query: [B, heads, N, d] of the background unit.
-        key: [B, heads, 2N, d], the foreground unit's keys, in their own order, in front of the
-            background unit's; `value` is alike.
+        key: [B, heads, (P + 1) N, d], the keys of the units in front, in their own order, before
+            the background unit's; `value` is alike.
         regions: N tokens for each of the B rows.
         attend: the attention function.
         scale: of the logits; None: 1 / sqrt(d).
@@ -225,7 +277,8 @@ def attend_marked(
     out = attend(
         torch.cat((query, of_queries), -1),
         torch.cat((key, of_keys), -1),
-        F.pad(value, (0, _MARKS)),  # as long as the others: else the quickest kernels decline
+        # As long as the others: else the quickest kernels decline.
+        F.pad(value, (0, of_keys.shape[-1])),
         scale=size**-0.5 if scale is None else scale,
     )
     return out[..., :size]
@@ -234,40 +287,37 @@ def attend_marked(
 def _attend_group(
     q: Tensor, k: Tensor, v: Tensor, group: RowGroup, text: int, attend: Attend
 ) -> Tensor:
-    _, fg, bg = group
-    image, count = q.shape[2] - text, len(fg)
-
-    def ask(queries: Tensor, first: int, last: int | None = None) -> Tensor:
-        return attend(queries, k[:, :, first:last], v[:, :, first:last])
-
-    if not count and not len(bg):
-        return ask(q, image)
-    if not text and not count:
-        return attend(q, k, v)
-    if not text and count == image:
-        return ask(q, 0, image)
-    (k_fg, k_bg), (v_fg, v_bg) = (t.split((count, t.shape[2] - count), 2) for t in (k, v))
-    if text:
-        k_fg, v_fg = (_with_text(t, count, image, text) for t in (k, v))
+    image = q.shape[2] - text
+    guests = k.shape[2] - text - image
+    if not group.is_usable:
+        return attend(q, k[:, :, guests:], v[:, :, guests:])
     own = q[:, :, text:] if text else q
+    first = guests - sum(map(len, group.places)) - len(group.places) * len(group.rest)
     parts = []
-    if count:
-        parts.append((fg, attend(at(own, fg, 2), k_fg, v_fg)))
-    if len(bg):
-        parts.append((bg, attend(at(own, bg, 2), k_bg, v_bg)))
+    for tokens in group.places:
+        last = first + len(tokens)
+        if len(tokens):
+            keys, values = (_with_text(t, first, last, guests, text) for t in (k, v))
+            parts.append((tokens, attend(at(own, tokens, 2), keys, values)))
+        first = last
+    if len(group.rest):
+        rest = attend(at(own, group.rest, 2), k[:, :, first:], v[:, :, first:])
+        parts.append((group.rest, rest))
+    if not text and len(parts) == 1:
+        return parts[0][1]
     out = torch.empty_like(q, dtype=parts[0][1].dtype)
     if text:
-        out[:, :, :text] = ask(q[:, :, :text], image)
+        out[:, :, :text] = attend(q[:, :, :text], k[:, :, guests:], v[:, :, guests:])
     for tokens, part in parts:
         put(out[:, :, text:] if text else out, tokens, part, 2)
     return out
 
 
-def _with_text(t: Tensor, count: int, image: int, text: int) -> Tensor:
-    """Of sorted keys or values in front of a unit's own, what foreground rows attend to."""
-    if count == image:
-        return t[:, :, : image + text]
-    return torch.cat((t[:, :, :count], t[:, :, image : image + text]), 2)
+def _with_text(t: Tensor, first: int, last: int, guests: int, text: int) -> Tensor:
+    """Of sorted keys or values in front of a unit's own, what the rows of a place attend to."""
+    if last == guests or not text:
+        return t[:, :, first : last + text]
+    return torch.cat((t[:, :, first:last], t[:, :, guests : guests + text]), 2)
 
 
 def region_attention(
@@ -292,7 +342,7 @@ def region_attention(
     check("foreground", foreground, torch.bool, q2.shape[:2])
     regions = Regions(foreground.cpu())
     keys, values = (
-        torch.cat((regions.in_order(guest, 1), own), 1) for guest, own in ((k1, k2), (v1, v2))
+        torch.cat((regions.in_order([guest], 1), own), 1) for guest, own in ((k1, k2), (v1, v2))
     )
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q2, keys, values))
     return attend_by_region(q, k, v, regions).transpose(1, 2).flatten(2)

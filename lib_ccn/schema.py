@@ -47,7 +47,7 @@ class Setting:
     "unit" one of the host's; either may be "auto". `titles` are what the page calls the choices.
     """
 
-    kind: Literal["flag", "number", "integer", "choice", "step", "unit", "text", "image"]
+    kind: Literal["flag", "number", "integer", "choice", "step", "unit", "text", "image", "layers"]
     default: Any
     label: str
     help: str
@@ -139,6 +139,10 @@ class Setting:
             return len(image_bytes(text)) > 0, text
         except ValueError:
             return False, None
+
+    def plain(self, value: Any) -> Any:
+        """Return an accepted `value` as JSON has it."""
+        return value
 
     def to_infotext(self, value: Any) -> str:
         """Return `value` as text that the WebUI's infotext carries unchanged.

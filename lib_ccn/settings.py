@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from .layers import Layer, LayersSetting
 from .schema import MESSAGE_LIMIT, Setting, SettingsError, image_bytes
 from .showable import showable, shown_value
 
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 TITLE = "Cross-ControlNet"
-VERSION = 2
+VERSION = 3
 # Defaults that were others before: what settings of version 1, and pictures' texts that do not
 # write them, mean by leaving them out.
 _FORMER = {"start_step": 5}
@@ -42,8 +43,16 @@ NAME_LIMIT = 60
 log = logging.getLogger(__name__)
 
 
-def _setting(kind: Any, default: Any, label: str, infotext: str, help: str, **more: Any) -> Any:
-    setting = Setting(kind, default, label, help, infotext, **more)
+def _setting(
+    kind: Any,
+    default: Any,
+    label: str,
+    infotext: str,
+    help: str,
+    of: type[Setting] = Setting,
+    **more: Any,
+) -> Any:
+    setting = of(kind, default, label, help, infotext, **more)
     return dataclasses.field(default=default, metadata={"setting": setting})
 
 
@@ -62,11 +71,13 @@ class Settings:
         "Fusion mode",
         "CCN fusion",
         "How the residuals of the units become one: PixFusion with ChannelFusion on the middle "
-        "residual (the paper's method), PixFusion alone, MaxFusion, the average, or the plain sum "
+        "residual (the paper's method), layers (a unit in front counts alone in its own place, and "
+        "all are added elsewhere), PixFusion alone, MaxFusion, the average, or the plain sum "
         "that the host makes itself.",
-        choices=("pix+channel", "pix", "max", "mean", "sum"),
+        choices=("pix+channel", "layers", "pix", "max", "mean", "sum"),
         titles=(
             "PixFusion + ChannelFusion (the paper)",
+            "layers (each unit its place)",
             "PixFusion",
             "MaxFusion",
             "average",
@@ -183,6 +194,27 @@ class Settings:
         "CCN show mask",
         "Adds a strip to the results: mask, and which unit won where.",
     )
+    layers: tuple[Layer, ...] = _setting(
+        "layers",
+        (),
+        "Layers",
+        "CCN layers",
+        "The units in front, from front to back, each with the word of the prompt that names what "
+        "it shows, such as '0 dancer, 1 horse'; what is not listed is behind. Empty: the "
+        "foreground unit alone.",
+        of=LayersSetting,
+        parts=lambda: _layer_parts(),
+    )
+    foreground_gain: float = _setting(
+        "number",
+        1.0,
+        "Foreground gain",
+        "CCN foreground gain",
+        "With layers: what a unit in front is multiplied by in its own place.",
+        minimum=0.5,
+        maximum=2,
+        step=0.05,
+    )
     strict: bool = _setting(
         "flag",
         False,
@@ -195,10 +227,37 @@ class Settings:
     def __post_init__(self) -> None:
         for name, setting in _FIELDS.items():
             object.__setattr__(self, name, setting.accept(name, getattr(self, name)))
-        if self.background_unit != "auto" and self.background_unit == self.foreground_unit:
+        for name in ("foreground_unit", "foreground_word") if self.layers else ():
+            value, default = getattr(self, name), _FIELDS[name].default
+            if value not in (default, getattr(self.layers[0], name.removeprefix("foreground_"))):
+                raise SettingsError(name, value, f"{default!r}, as layers says who is in front")
+        fronts = {layer.unit for layer in self.layers_in_front}
+        if self.background_unit != "auto" and self.background_unit in fronts:
+            others = "layers" if self.layers else "foreground_unit"
             raise SettingsError(
-                "background_unit", self.background_unit, "another unit than foreground_unit"
+                "background_unit", self.background_unit, f"another unit than {others}"
             )
+
+    @property
+    def layers_in_front(self) -> tuple[Layer, ...]:
+        """Who is in front, front to back, each with its own mask's source and threshold.
+
+        Without `layers` it is the foreground unit, with the foreground word. An entry with a word
+        is where its word is, though the others' mask be the whole picture.
+        """
+        listed = self.layers or (Layer(self.foreground_unit, self.foreground_word),)
+        worded = "word" if self.layers and self.mask_source == "all" else self.mask_source
+        return tuple(
+            dataclasses.replace(
+                layer,
+                mask_source=layer.mask_source or (worded if layer.word else self.mask_source),
+                mask_threshold=(
+                    self.mask_threshold if layer.mask_threshold is None else layer.mask_threshold
+                ),
+                mask_image=layer.mask_image or self.mask_image,
+            )
+            for layer in listed
+        )
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Settings:
@@ -241,7 +300,7 @@ class Settings:
         values = {name: getattr(self, name) for name in _FIELDS}
         if only_changed:
             values = {k: v for k, v in values.items() if v != _FIELDS[k].default}
-        return {"version": VERSION, **values}
+        return {"version": VERSION, **{k: _FIELDS[k].plain(v) for k, v in values.items()}}
 
     def replace(self, **changes: Any) -> Settings:
         """Return a copy with some settings changed; raises SettingsError."""
@@ -285,15 +344,21 @@ class Settings:
         return self.replace(start_step=start)
 
     @property
+    def uses_masks(self) -> bool:
+        """Whether there is use for knowing where the units in front have their places."""
+        return self.inject or self.show_mask or self.fusion == "layers"
+
+    @property
     def reads_word(self) -> bool:
         """Whether there is use for a mask that comes from a word of the prompt."""
-        return (self.inject or self.show_mask) and self.mask_source == "word"
+        sources = [layer.mask_source for layer in self.layers_in_front]
+        return self.uses_masks and "word" in sources
 
     def check_usable(self) -> None:
         """Raise SettingsError if a mask image is called for and there is none."""
-        needed = self.mask_source == "image" and (self.inject or self.show_mask)
-        if needed and self.mask_image is None:
-            raise SettingsError("mask_image", None, "an image, because mask_source is 'image'")
+        for layer in self.layers_in_front if self.uses_masks else ():
+            if layer.mask_source == "image" and layer.mask_image is None:
+                raise SettingsError("mask_image", None, "an image, because mask_source is 'image'")
 
     def mask_image_bytes(self) -> bytes | None:
         """Return the decoded file of `mask_image`, such as a PNG's bytes, or None."""
@@ -303,6 +368,14 @@ class Settings:
 _FIELDS: dict[str, Setting] = {
     f.name: cast(Setting, f.metadata["setting"]) for f in dataclasses.fields(Settings)
 }
+def _layer_parts() -> dict[str, Setting]:
+    """What an entry of `layers` may have, each with the setting that says what it may be."""
+    unit = Setting("integer", 0, "Unit", "The unit's number, counted from 0.", "", 0, UNIT_LIMIT)
+    names = ("mask_source", "mask_threshold", "mask_image")
+    word = _FIELDS["foreground_word"]
+    return {"unit": unit, "word": word, **{name: _FIELDS[name] for name in names}}
+
+
 # Short names are words of the language too.
 _LONG_NAME = re.compile(r"\b(?:" + "|".join(name for name in _FIELDS if "_" in name) + r")\b")
 _VERSION = Setting("integer", VERSION, "Version", "Version of these settings.", "", 1, 10**6)

@@ -55,7 +55,7 @@ def test_every_row_has_its_own_mask(dtype, tolerance, text):
             regions = Regions(masks, torch.tensor(usable))
             query, key, value, *guests = parts
             keys, values = (
-                torch.cat((regions.in_order(guest, 2), own), 2)
+                torch.cat((regions.in_order([guest], 2), own), 2)
                 for guest, own in zip(guests, (key, value), strict=True)
             )
             out = attend_by_region(query, keys, values, regions)
@@ -105,7 +105,7 @@ def injected(net, parts, captured, image=IMAGE, mask=True, foreground=None, **mo
     with capture_joint_keys_values(joint_attention_layers(foreground), store):
         first = foreground(*captured)
     regions = Regions(torch.full((BATCH, image), True)) if mask else None
-    with inject_joint_keys_values(layers, store, lambda *_: regions, **more) as tally:
+    with inject_joint_keys_values(layers, [store], lambda *_: regions, **more) as tally:
         out = net(*parts)
     assert not [m for m in net.modules() if "forward" in vars(m)]
     return first, out, tally

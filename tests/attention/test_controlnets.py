@@ -109,7 +109,7 @@ def test_every_layer_of_a_controlnet_follows_equation_9():
         return lambda _m, args, out: seen.update({position: (args[0], out)})
 
     handles = [e.module.register_forward_hook(watch(i)) for i, e in enumerate(layers)]
-    with inject_keys_values(layers, store, regions) as tally:
+    with inject_keys_values(layers, [store], regions) as tally:
         run(bg, seed=6)
     for handle in handles:
         handle.remove()
@@ -142,12 +142,12 @@ def test_start_layer_counts_spatial_transformers():
     with capture_keys_values(self_attention_layers(fg), store):
         run(fg)
     plain = run(bg)
-    with inject_keys_values(layers, store, regions, start_layer=2) as tally:
+    with inject_keys_values(layers, [store], regions, start_layer=2) as tally:
         injected = run(bg)
     assert tally.injected == 2
     assert equal(injected[:-1], plain[:-1])
     assert not torch.equal(injected[-1], plain[-1])
-    with inject_keys_values(layers, store, regions, start_layer=3):
+    with inject_keys_values(layers, [store], regions, start_layer=3):
         assert equal(run(bg), plain)
 
 
@@ -180,7 +180,7 @@ def test_controlnets_of_unlike_depth_are_paired_by_layer(changes, swapped):
         inputs = kept(fg, first)
         with capture_keys_values(first, store):
             run(fg, seed=6)
-        with inject_keys_values(layers, store, regions) as tally:
+        with inject_keys_values(layers, [store], regions) as tally:
             seen = kept(bg, layers)
         for layer in layers:
             name, attn = layer.name, layer.module
@@ -229,7 +229,7 @@ def test_a_smaller_controlnet_of_the_webuis_meets_the_same_layers(wrapped):
     with torch.no_grad():
         with capture_keys_values(self_attention_layers(root if wrapped else small), store):
             small(x)
-        with inject_keys_values(layers, store, regions) as tally:
+        with inject_keys_values(layers, [store], regions) as tally:
             full(x)
     blocks = ("input_blocks.7.1", "input_blocks.8.1", "middle_block.1")
     assert list(store) == [f"{block}.transformer_blocks.0.attn1" for block in blocks]
@@ -245,7 +245,7 @@ def test_units_sharing_a_controlnet_equal_two_copies_of_it():
         store = {}
         with capture_keys_values(self_attention_layers(shared), store):
             run(shared)
-        with inject_keys_values(self_attention_layers(bg), store, regions):
+        with inject_keys_values(self_attention_layers(bg), [store], regions):
             results.append(run(bg, seed=6))
     assert equal(*results)
     assert untouched(shared)
@@ -271,8 +271,8 @@ def test_an_exception_leaves_nothing_behind(stage):
         run(controlnet)
     context = {
         "capture": lambda: capture_keys_values(layers, store),
-        "inject": lambda: inject_keys_values(layers, store, regions),
-        "mask": lambda: inject_keys_values(layers, store, fail),
+        "inject": lambda: inject_keys_values(layers, [store], regions),
+        "mask": lambda: inject_keys_values(layers, [store], fail),
     }[stage]
     handle = controlnet.mid_block.resnets[1].register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="interrupted"), context():
@@ -287,7 +287,7 @@ def test_a_failure_while_hooks_are_set_removes_those_already_set():
     layers = self_attention_layers(controlnet)
     layers.append(dataclasses.replace(layers[0], module=nn.Identity()))
     store = {entry.name: (torch.zeros(1), torch.zeros(1)) for entry in layers}
-    with pytest.raises(AttributeError), inject_keys_values(layers, store, regions):
+    with pytest.raises(AttributeError), inject_keys_values(layers, [store], regions):
         pass
     with pytest.raises(AttributeError), capture_keys_values(layers, store):
         pass
@@ -300,7 +300,7 @@ def test_captured_tensors_are_released_with_the_store():
     try:
         with capture_keys_values(self_attention_layers(fg), store):
             run(fg)
-        with inject_keys_values(self_attention_layers(bg), store, regions):
+        with inject_keys_values(self_attention_layers(bg), [store], regions):
             run(bg)
         last = weakref.ref(list(store.values())[5][0])
         store.clear()

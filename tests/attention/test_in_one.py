@@ -53,7 +53,7 @@ def injected(fg, bg, x_fg, x_bg, regions, layers=None):
     with torch.no_grad():
         with capture_keys_values(self_attention_layers(fg), store):
             fg(x_fg)
-        with inject_keys_values(layers, store, lambda *_: regions) as tally:
+        with inject_keys_values(layers, [store], lambda *_: regions) as tally:
             out = bg(x_bg)
     assert untouched(bg)
     return out, tally
@@ -206,7 +206,7 @@ def dispatched(regions):
     store = {} if regions is None else {"attn1": captured}
     counts = []
     for _ in range(2):  # the indices of the step are made in the first
-        context = inject_keys_values(layers, store, lambda *_: regions)
+        context = inject_keys_values(layers, [store], lambda *_: regions)
         with torch.no_grad(), context as tally, OneKernel(), Operations() as operations:
             unit(x)
         counts.append(operations.count)

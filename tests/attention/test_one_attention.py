@@ -36,7 +36,7 @@ def inject(fg, bg, x_fg, x_bg, foreground, **kwargs):
         with capture_keys_values(self_attention_layers(fg), store):
             fg(x_fg)
         layers = self_attention_layers(bg)
-        with inject_keys_values(layers, store, lambda *_: Regions(foreground)) as tally:
+        with inject_keys_values(layers, [store], lambda *_: Regions(foreground)) as tally:
             return bg(x_bg, **kwargs), tally
 
 
@@ -100,7 +100,7 @@ def test_what_does_not_fit_runs_unchanged(what):
     if what == "no hooks fired":
         bg.attn1.forward = lambda x, context=None: x
     mask_for = (lambda *_: None) if what == "no mask" else (lambda *_: Regions(mask))
-    with inject_keys_values(self_attention_layers(bg), store, mask_for) as tally:
+    with inject_keys_values(self_attention_layers(bg), [store], mask_for) as tally:
         out = bg(x)
     assert torch.equal(out, bg(x))
     assert (tally.injected, tally.unchanged) == (0, 1)
@@ -171,10 +171,10 @@ def test_rows_without_a_usable_mask_run_as_ever():
         unit.attn1(other)
     mask = torch.tensor([1, 0, 0, 1, 0]).bool().expand(3, -1)
     usable = torch.tensor([False, True, False])
-    with inject_keys_values(layers, store, lambda *_: Regions(mask, usable)):
+    with inject_keys_values(layers, [store], lambda *_: Regions(mask, usable)):
         out = unit.attn1(x)
     torch.testing.assert_close(out[[0, 2]], plain[[0, 2]])
     assert not torch.allclose(out[1], plain[1])
-    with inject_keys_values(layers, store, lambda *_: Regions(mask)):
+    with inject_keys_values(layers, [store], lambda *_: Regions(mask)):
         everywhere = unit.attn1(x)
     torch.testing.assert_close(everywhere[1], out[1])

@@ -108,11 +108,11 @@ def test_errors_for_query_mask_and_heads():
 def test_rows_with_one_mask_share_a_group():
     mask = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 0, 0]]).bool()
     groups = Regions(mask).groups(mask.device)
-    found = {tuple(g.foreground.tolist()): torch.arange(3)[g.rows].tolist() for g in groups}
+    found = {tuple(g.places[0].tolist()): torch.arange(3)[g.rows].tolist() for g in groups}
     assert found == {(0,): [0, 2], (2,): [1]}
     (alone,) = Regions(mask[:1]).groups(mask.device)
     assert alone.rows is None
-    assert alone.background.tolist() == [1, 2]
+    assert alone.rest.tolist() == [1, 2]
 
 
 def test_rows_without_a_usable_mask_are_a_group_of_their_own():
@@ -120,17 +120,19 @@ def test_rows_without_a_usable_mask_are_a_group_of_their_own():
     usable = torch.tensor([True, False, True, False])
     groups = Regions(mask, usable).groups(torch.device("cpu"))
     rows = [torch.arange(4)[group.rows].tolist() for group in groups]
-    sides = [(group.foreground.tolist(), group.background.tolist()) for group in groups]
+    sides = [(group.places[0].tolist(), group.rest.tolist()) for group in groups]
     assert rows == [[0, 2], [1, 3]]
     assert sides == [([0, 2], [1]), ([], [])]
 
 
 def test_regions_are_booleans_of_one_shape():
     mask = random_mask(2, 5)
-    with pytest.raises(TypeError, match=r"^foreground "):
+    with pytest.raises(TypeError, match=r"^places "):
         Regions(mask.float())
-    with pytest.raises(ValueError, match=r"^foreground "):
+    with pytest.raises(ValueError, match=r"^places "):
         Regions(mask[0])
+    with pytest.raises(ValueError, match="places have tokens in common"):
+        Regions(torch.stack((mask, mask)))
     with pytest.raises(TypeError, match=r"^usable "):
         Regions(mask, torch.ones(2))
     with pytest.raises(ValueError, match=r"^usable "):
@@ -141,4 +143,4 @@ def test_indices_are_made_once_for_a_device():
     regions = Regions(random_mask(2, 5))
     cpu, meta = torch.device("cpu"), torch.device("meta")
     assert regions.groups(cpu) is regions.groups(cpu)
-    assert regions.groups(meta)[0].background.device == meta
+    assert regions.groups(meta)[0].rest.device == meta
