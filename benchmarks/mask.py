@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
-from lib_ccn.foreground import CrossAttentionRecorder, best_word, foreground_mask, word_map
+from lib_ccn.foreground import CrossAttentionRecorder, word_scores, foreground_mask, word_map
 
 LATENT = (64, 64)
 TOKENS, CHANNELS, HEADS = 256, 1280, 8
@@ -75,7 +75,7 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32") -> dic
     words = [_Word() for _ in range(10)]
     masks: dict[str, Callable[[], object]] = {
         "word": lambda: foreground_mask(word_map(maps, (5, 6)), 0.5),
-        "automatic": lambda: best_word(maps, words, deviation),
+        "automatic": lambda: word_scores(maps, words, deviation),
     }
     return {
         "machine": machine(device),

@@ -63,7 +63,7 @@ def maps_by_step(
             on_step=keep,
         )
     assert control.session is not None
-    return heats, control.session.place.maps.word.chosen.get(0) or ""
+    return heats, control.session.place.word.chosen.get(0) or ""
 
 
 def run(scenes: Scenes) -> dict[str, Any]:

@@ -325,27 +325,53 @@ def token_grid(latent_size: tuple[int, int], tokens: int) -> tuple[int, int] | N
     return (h, w) if h * w == tokens else None
 
 
-def best_word(
+def word_scores(
     maps: Tensor, words: Sequence[WordT], deviation: Tensor
-) -> tuple[WordT, float] | None:
-    """The word whose smoothed map agrees best with the foreground unit's deviation, and how well.
+) -> list[tuple[WordT, float]]:
+    """How well each word's smoothed map agrees with a unit's deviation, the best first.
 
     `maps` [rows, T, H, W]; `deviation` [rows, h, w] is the unit's smoothed deviation map, brought
-    to the maps' size. The score is Pearson's correlation, averaged over rows where both vary; a
-    tie goes to the earlier word. None when no score is positive: such a word marks another place.
+    to the maps' size. The score is Pearson's correlation, averaged over rows where both vary; of
+    equal ones the earlier word comes first. Words without a positive score are left out: they mark
+    another place.
     """
     height, width = maps.shape[-2:]
     target = F.adaptive_avg_pool2d(deviation.float()[:, None], (height, width))[:, 0]
-    best: tuple[WordT, float] | None = None
+    found = []
     for word in words:
         if not word.positions:
             continue
         candidate = word_map(maps.float(), word.positions)
         usable = _informative(candidate) & _informative(target)
         score = _correlation(smooth(candidate), target)[usable].mean().item()
-        if score > (0.0 if best is None else best[1]):
-            best = (word, score)
-    return best
+        if score > 0:
+            found.append((word, score))
+    return sorted(found, key=lambda one: -one[1])
+
+
+def assigned_words(
+    scores: Sequence[Sequence[tuple[WordT, float]]],
+) -> list[WordT | None]:
+    """A word for each of several units, none twice, with the greatest sum of scores.
+
+    `scores` are each unit's from `word_scores`. A unit for which no word is left has None.
+    """
+    # With as many words as there are units, one is left for everybody.
+    choices = [list(own[: len(scores)]) for own in scores]
+
+    def best(unit: int, taken: frozenset[WordT]) -> tuple[float, list[WordT | None]]:
+        if unit == len(choices):
+            return 0.0, []
+        total, rest = best(unit + 1, taken)
+        found: tuple[float, list[WordT | None]] = (total, [None, *rest])
+        for word, score in reversed(choices[unit]):
+            if word not in taken:
+                total, rest = best(unit + 1, taken | {word})
+                if total + score >= found[0]:
+                    found = total + score, [word, *rest]
+        return found
+
+    return best(0, frozenset())[1]
 
 
 def silhouette(image: Tensor) -> Tensor:

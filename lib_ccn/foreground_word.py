@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .foreground import best_word
+from .foreground import word_scores
 from .prompt import Sought, TokenizedPrompt, Word, find_word, why_missing, words
-from .settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ class ForegroundWord:
     """The foreground word of each prompt of a batch.
 
     Args:
-        settings: `foreground_word`; "" chooses one.
+        given: the user's; "" chooses one.
         encode: token ids of a text, without special tokens.
         note: takes a sentence for the user.
 
@@ -39,11 +38,11 @@ class ForegroundWord:
 
     def __init__(
         self,
-        settings: Settings,
+        given: str,
         encode: Callable[[str], list[int]] | None,
         note: Callable[[str], None],
     ) -> None:
-        self.settings = settings
+        self.given = given
         self.encode = encode
         self.note = note
         self.chosen: dict[int, str | None] = {}
@@ -53,7 +52,7 @@ class ForegroundWord:
 
     def is_open(self, prompts: Sequence[TokenizedPrompt]) -> bool:
         """Whether an automatic word of one of these prompts is still to be chosen."""
-        if self.settings.foreground_word:
+        if self.given:
             return False
         return not self._decided.keys() >= set(enumerate(prompts))
 
@@ -75,8 +74,8 @@ class ForegroundWord:
         if problem:
             self.note(problem)
             return Search()
-        if self.settings.foreground_word:
-            return Search(_one(self._named(prompt, scheduled)))
+        if self.given:
+            return Search(_one(self.named(prompt, scheduled)))
         if any(token.piece is None for token in prompt.tokens):
             self.note("no automatic word with this text encoder: name one")
             return Search()
@@ -85,14 +84,25 @@ class ForegroundWord:
         kept = [word for word in candidates if word.text in self._settled.get(index, ())]
         return Search(tuple(kept[:1] or candidates), compares=not kept)
 
-    def choose(
-        self,
-        index: int,
-        prompt: TokenizedPrompt,
-        search: Search,
-        maps: Tensor,
-        deviation: Sequence[Tensor | None],
-        final: bool,
+    def scores(
+        self, search: Search, maps: Tensor, deviation: Sequence[Tensor | None]
+    ) -> list[tuple[Word, float]]:
+        """How well the words of a search agree with the unit's deviation, the best first.
+
+        Args:
+            search: that compares words.
+            maps: [pictures, T, H, W] on the CPU.
+            deviation: the foreground unit's, [h, w], of each of these pictures, where it is known.
+        """
+        like = next((one for one in deviation if one is not None), None)
+        if like is None:
+            return []
+        nothing = torch.zeros_like(like)
+        target = torch.stack([nothing if one is None else one for one in deviation])
+        return word_scores(maps, search.words, target)
+
+    def settle(
+        self, index: int, prompt: TokenizedPrompt, search: Search, best: Word | None, final: bool
     ) -> Word | None:
         """The foreground word of a prompt; an automatic one is settled when injection begins.
 
@@ -100,18 +110,16 @@ class ForegroundWord:
             index: of the prompt.
             prompt: that is in force.
             search: what was looked for.
-            maps: [pictures, T, H, W] on the CPU.
-            deviation: the foreground unit's, [h, w], of each of these pictures, where it is known.
+            best: of the words that the search compares.
             final: whether injection begins.
         """
         if (index, prompt) in self._decided:
             return self._decided[index, prompt]
-        if search.compares:
-            word = self._automatic(search.words, maps, deviation, final)
-        else:
-            word = next(iter(search.words), None)
+        word = best if search.compares else next(iter(search.words), None)
+        if search.compares and final:
+            self._tell_choice(search, word)
         settled = self._settled.setdefault(index, [])
-        if self.settings.foreground_word or final:
+        if self.given or final:
             self._decided[index, prompt] = word
             if word is not None and word.text not in settled:
                 settled.append(word.text)
@@ -119,14 +127,15 @@ class ForegroundWord:
         self.chosen[index] = ", ".join(settled or provisional) or None
         return word
 
-    def _named(self, prompt: TokenizedPrompt, scheduled: bool) -> Word | None:
+    def named(self, prompt: TokenizedPrompt, scheduled: bool = False) -> Word | None:
+        """The user's word where a prompt has it; None, and a note, where it has not."""
         if self.encode is None:
             self.note("the prompt's tokenizer is not known, so no word can be looked for")
             return None
         try:
-            word = Sought.of(self.settings.foreground_word, self.encode, prompt.literal)
+            word = Sought.of(self.given, self.encode, prompt.literal)
         except Exception as error:  # a host's tokenizer: it costs the word, not the fusion
-            given = self.settings.foreground_word
+            given = self.given
             self.note(f"word '{given}' cannot be looked for ({type(error).__name__}: {error})")
             return None
         positions = find_word(prompt, word.ids)
@@ -136,34 +145,13 @@ class ForegroundWord:
             self.note(why_missing(prompt, word))
         return None
 
-    def _automatic(
-        self,
-        candidates: Sequence[Word],
-        maps: Tensor,
-        deviation: Sequence[Tensor | None],
-        final: bool,
-    ) -> Word | None:
-        """The word whose maps [pictures, T, H, W] agree best with the unit's deviation."""
-        like = next((one for one in deviation if one is not None), None)
-        best = None
-        if candidates and like is not None:
-            nothing = torch.zeros_like(like)
-            target = torch.stack([nothing if one is None else one for one in deviation])
-            best = best_word(maps, candidates, target)
-        if best is not None:
-            word, agreement = best
-            if final:
-                log.debug(
-                    "Cross-ControlNet chose the foreground word '%s' (agreement %.2f)",
-                    word.text,
-                    agreement,
-                )
-            return word
-        if final and not candidates:
-            self.note("the prompt has no word that can name the foreground: no mask")
-        elif final:
+    def _tell_choice(self, search: Search, word: Word | None) -> None:
+        if word is not None:
+            log.debug("Cross-ControlNet chose the foreground word '%s'", word.text)
+        elif search.words:
             self.note("no word of the prompt agrees with the foreground unit: no mask")
-        return None
+        else:
+            self.note("the prompt has no word that can name the foreground: no mask")
 
 
 def _one(word: Word | None) -> tuple[Word, ...]:

@@ -18,7 +18,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from .foreground import image_mask
-from .settings import Settings, SettingsError
+from .schema import SettingsError, image_bytes
+from .settings import Settings
 from .showable import showable
 
 SIDE = 1024
@@ -105,22 +106,25 @@ def to_mask(picture: Image.Image) -> Tensor:
     return image_mask(_tensor(picture)[None])
 
 
-def decode_mask(settings: Settings) -> Tensor | None:
-    """The painted mask of `settings.mask_image` as booleans [1, H, W], or None without one.
+def decode_masks(settings: Settings) -> dict[str | None, Tensor]:
+    """The painted masks of the units in front, by the text of the setting that each is from.
 
-    Neither side is above `SIDE`.
+    Booleans [1, H, W], neither side above `SIDE`.
 
     Raises:
         SettingsError: the data is no picture that can be read.
     """
-    data = settings.mask_image_bytes()
-    if data is None:
-        return None
+    texts = {layer.mask_image for layer in settings.layers_in_front} | {settings.mask_image}
+    return {text: decode_mask(text) for text in texts if text is not None}
+
+
+def decode_mask(text: str) -> Tensor:
+    """One painted mask from base64; see `decode_masks`."""
     try:
-        return to_mask(read_picture(data))
+        return to_mask(read_picture(image_bytes(text)))
     except ImageError as error:
         allowed = f"a base64 image that can be read ({error})"
-        raise SettingsError("mask_image", settings.mask_image, allowed) from error
+        raise SettingsError("mask_image", text, allowed) from error
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Layer:
         """As a picture's text has it; of an image only that there was one."""
         details = [self.mask_source] if self.mask_source else []
         if self.mask_threshold is not None:
-            details.append(f"{_THRESHOLD} {self.mask_threshold:g}")
+            details.append(f"{_THRESHOLD} {self.mask_threshold}")
         word = _RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", self.word)
         return " ".join([str(self.unit), *filter(None, [word]), *_bracketed(details)])
 
@@ -164,5 +164,3 @@ def _split(text: str) -> list[str]:
 
 def _bracketed(details: list[str]) -> list[str]:
     return [f"({', '.join(details)})"] if details else []
-
-

@@ -1,4 +1,4 @@
-"""The word's mask over a generation: what the UNet's attention says of the foreground word.
+"""Words' maps over a generation: what the UNet's attention says of the foreground words.
 
 `foreground.py` has the formulas; here they meet the prompts of a batch.
 """
@@ -7,36 +7,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .foreground import (
     CrossAttentionRecorder,
-    cut_map,
+    assigned_words,
     reduced_grid,
     scaled_map,
     word_map,
 )
 from .foreground_word import ForegroundWord, Search
 from .fusion import smoothed_deviation
-from .prompt import TokenizedPrompt
+from .prompt import TokenizedPrompt, Word
 from .settings import Settings, fields
-from .units import Call
+from .units import Call, Unit
 
 
-class WordMask:
-    """Turns recorded cross-attention into a mask per picture.
+@dataclass(frozen=True)
+class WordsOfStep:
+    """What a step says of the words, on the CPU.
+
+    Attributes:
+        heats: for each word its maps, scaled to [0, 1], [pictures, H, W].
+        usable: for each word, bool [pictures], of which pictures they count.
+        deviation: by unit and picture what was observed, [h, w].
+    """
+
+    heats: list[Tensor]
+    usable: list[Tensor]
+    deviation: dict[Unit, dict[int, Tensor]]
+
+
+class WordMaps:
+    """Turns recorded cross-attention into a map per word and picture.
 
     Args:
         settings: with a start step that is a number.
         recorder: of the backbone's attention to the prompt.
         prompts: one per picture, or one for all, or none where the host does not know them.
-        word: says which word each prompt's is.
+        words: each says which word of a prompt is wanted, for the unit that it is to name.
         note: takes a sentence for the user.
-
-    Attributes:
-        heat: the words' maps behind the latest mask, scaled to [0, 1], [pictures, H, W].
+        observed: units whose deviation is wanted, whatever the words.
     """
 
     def __init__(
@@ -44,21 +58,22 @@ class WordMask:
         settings: Settings,
         recorder: CrossAttentionRecorder,
         prompts: Sequence[TokenizedPrompt],
-        word: ForegroundWord,
+        words: Sequence[tuple[ForegroundWord, Unit]],
         note: Callable[[str], None],
+        observed: Sequence[Unit] = (),
     ) -> None:
         self.settings = settings
         self.recorder = recorder
         self.prompts = list(prompts)
-        self.word = word
+        self.words = list(words)
         self.note = note
-        self.heat: Tensor | None = None
+        self.observed = set(observed)
         self._scheduled = False
         self._grid: tuple[int, int] | None = None
-        # What was recorded in this step, each with the pictures that its rows are of; by picture
-        # the foreground unit's latest deviation, with the rows that are of this picture.
+        # What was recorded in this step, each with the pictures that its rows are of; by unit and
+        # picture the latest deviation, with the rows that are of this picture.
         self._maps: list[tuple[list[int], Tensor]] = []
-        self._deviation: dict[int, tuple[Tensor, list[int]]] = {}
+        self._deviation: dict[tuple[Unit, int], tuple[Tensor, list[int]]] = {}
         # Whose maps the recorder holds, and of how many pictures.
         self._shown: list[int] = []
         self._count = 0
@@ -110,12 +125,15 @@ class WordMask:
         self._shown, self._count = shown, call.picture_count
         self.recorder.begin_call(call.latent_size, call.conditional)
 
-    def observe(self, residuals: Sequence[Tensor], pictures: Sequence[int]) -> None:
-        """Note where the foreground unit has something to say, for the automatic word.
+    def observe(self, unit: Unit, residuals: Sequence[Tensor], pictures: Sequence[int]) -> None:
+        """Note where a unit has something to say, if its word is still to be chosen.
 
         Its deviation at the maps' own resolution. Nothing is waited for.
         """
-        if not self.recorder.recording or not self.word.is_open(self.prompts):
+        if not self.recorder.recording:
+            return
+        open_word = any(whose is unit and word.is_open(self.prompts) for word, whose in self.words)
+        if not open_word and unit not in self.observed:
             return
         fitting = [r for r in residuals[:-1] if r.ndim == 4 and r.shape[-2:] == self._grid]
         if not fitting or len(fitting[-1]) != len(pictures):
@@ -123,15 +141,14 @@ class WordMask:
         deviation = smoothed_deviation(fitting[-1])
         for picture in set(pictures):
             rows = [row for row, owner in enumerate(pictures) if owner == picture]
-            self._deviation[picture] = deviation, rows
+            self._deviation[unit, picture] = deviation, rows
 
-    def next_mask(self, step: int) -> tuple[Tensor, Tensor] | None:
-        """The mask for `step` from what the step before recorded: an accelerator is asked once.
+    def next_maps(self, step: int) -> WordsOfStep | None:
+        """The maps for `step` from what the step before recorded: an accelerator is asked once.
 
         Returns:
-            Booleans on the CPU: the mask [pictures, H, W], and `usable` [pictures]. None when
-            nothing was recorded, as before the first step is done. A picture of which nothing was
-            recorded is not usable.
+            None when nothing was recorded, as before the first step is done. A picture of which
+            nothing was recorded is not usable.
         """
         self._check()
         taken = self._take()
@@ -143,24 +160,48 @@ class WordMask:
         self._found = True
         final = step >= self.settings.injection_start
         tokens, *grid = taken[-1][1].shape[1:]
-        pictures = range(self._count)
+        one_for_all = len(self.prompts) == 1
+        indices = [n for n in range(len(self.prompts)) if one_for_all or n < self._count]
         searches = {
-            index: self.word.search(index, prompt, tokens, self._scheduled)
-            for index, prompt in enumerate(self.prompts)
-            if len(self.prompts) == 1 or index in pictures
+            (n, index): word.search(index, self.prompts[index], tokens, self._scheduled)
+            for n, (word, _unit) in enumerate(self.words)
+            for index in indices
         }
         maps, deviation = self._fetch(taken, searches.values())
-        usable = torch.zeros(self._count, dtype=torch.bool)
-        heat = torch.zeros(self._count, *grid)
-        for index, search in searches.items():
-            rows = list(pictures) if len(self.prompts) == 1 else [index]
-            shown = [deviation.get(picture) for picture in rows]
-            prompt = self.prompts[index]
-            word = self.word.choose(index, prompt, search, maps[rows], shown, final)
-            if word is not None:
-                heat[rows], usable[rows] = scaled_map(word_map(maps[rows], word.positions))
-        self.heat = heat
-        return cut_map(heat, usable, self.settings.mask_threshold), usable
+        count = len(self.words)
+        usable = [torch.zeros(self._count, dtype=torch.bool) for _ in range(count)]
+        heats = [torch.zeros(self._count, *grid) for _ in range(count)]
+        for index in indices:
+            rows = list(range(self._count)) if one_for_all else [index]
+            best = self._best_words(
+                [searches[n, index] for n in range(count)], maps[rows], rows, deviation
+            )
+            for n, (word, _unit) in enumerate(self.words):
+                prompt, search = self.prompts[index], searches[n, index]
+                chosen = word.settle(index, prompt, search, best.get(n), final)
+                if chosen is not None:
+                    found = scaled_map(word_map(maps[rows], chosen.positions))
+                    heats[n][rows], usable[n][rows] = found
+        return WordsOfStep(heats, usable, deviation)
+
+    def _best_words(
+        self,
+        searches: Sequence[Search],
+        maps: Tensor,
+        rows: Sequence[int],
+        deviation: dict[Unit, dict[int, Tensor]],
+    ) -> dict[int, Word]:
+        """By number the best word of each search that compares some; none is given twice."""
+        comparing = [n for n, search in enumerate(searches) if search.compares]
+        taken = {word for search in searches if not search.compares for word in search.words}
+        scores = []
+        for n in comparing:
+            word, unit = self.words[n]
+            shown = [deviation.get(unit, {}).get(picture) for picture in rows]
+            known = word.scores(searches[n], maps, shown)
+            scores.append([(one, score) for one, score in known if one not in taken])
+        best = zip(comparing, assigned_words(scores), strict=True)
+        return {n: word for n, word in best if word is not None}
 
     def _check(self) -> None:
         if self.recorder.error is not None:
@@ -182,16 +223,20 @@ class WordMask:
 
     def _fetch(
         self, taken: Sequence[tuple[list[int], Tensor]], searches: Iterable[Search]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    ) -> tuple[Tensor, dict[Unit, dict[int, Tensor]]]:
         """What the searches look at, on the CPU.
 
         Returns:
             Mean maps [pictures, tokens, H, W], zeros where a picture has none; they end with the
-            last token that is wanted. The foreground unit's deviation [h, w] by picture, where it
-            is to be compared with.
+            last token that is wanted. By unit and picture the deviation [h, w], where it is to be
+            compared with.
         """
         compared = any(search.compares for search in searches)
-        known = self._deviation if compared else {}
+        known = {
+            (unit, picture): found
+            for (unit, picture), found in self._deviation.items()
+            if compared or unit in self.observed
+        }
         deviations = {id(deviation): deviation for deviation, _rows in known.values()}
         last = max((p for s in searches for word in s.words for p in word.positions), default=0)
         found = fetched([*(maps[:, : last + 1] for _, maps in taken), *deviations.values()])
@@ -206,7 +251,10 @@ class WordMask:
             ]
             if own:
                 maps[picture] = torch.stack(own).mean(0)
-        return maps, {n: here[id(all_)][rows].mean(0) for n, (all_, rows) in known.items()}
+        by_unit: dict[Unit, dict[int, Tensor]] = {}
+        for (unit, picture), (deviation, rows) in known.items():
+            by_unit.setdefault(unit, {})[picture] = here[id(deviation)][rows].mean(0)
+        return maps, by_unit
 
     def _why_unread(self, call: Call) -> str:
         """Why nothing was recorded in a step whose last call this was."""

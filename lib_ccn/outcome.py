@@ -122,7 +122,8 @@ class Outcome:
         """What was injected, in words; `mask` says where the mask came from."""
         if not self.injected:
             return "KV-Injection: nothing injected"
-        return f"KV-Injection in {spans(self.layers, 'layer')}, {spans(self.injected)}, {mask}"
+        where = f"KV-Injection in {spans(self.layers, 'layer')}, {spans(self.injected)}"
+        return f"{where}, {mask}" if mask else where
 
     def cost(self) -> str:
         """What it took, in words, as far as that is known; "" where nothing was done.
@@ -166,23 +167,47 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class ToldPlace:
+    """What is told of the place of a unit in front.
+
+    Attributes:
+        units: whose it is, by name.
+        source: of its mask.
+        words: those that masks were read from, each with how it was chosen.
+        fronts: the share of each picture that was in it, 0..1.
+    """
+
+    units: Sequence[str]
+    source: str
+    words: Sequence[str] = ()
+    fronts: Sequence[float] = ()
+
+    def line(self) -> str:
+        """It in words, without whose it is."""
+        words = ", ".join(self.words)
+        named = f"mask from {self.source}" + (f" {words}" if words else "")
+        return f"{named}, {shares(self.fronts)} of the picture in front" if self.fronts else named
+
+    def joined(self, later: ToldPlace) -> ToldPlace:
+        """The two as one, as for batches of one generation."""
+        words = _once([*self.words, *later.words])
+        return replace(self, words=words, fronts=[*self.fronts, *later.fronts])
+
+
+@dataclass(frozen=True)
 class Account:
     """What is told of a sampling run, or of several as one.
 
     Attributes:
         outcome: None where the units were left to the host.
         units: what each did, by its name.
-        source: of the mask.
-        words: those that masks were read from, each with how it was chosen.
-        fronts: the share of each picture that was in front, 0..1.
+        places: those of the units in front, front to back.
         notes: what else there is to say.
     """
 
     outcome: Outcome | None = None
     units: Sequence[tuple[str, str]] = ()
-    source: str = ""
-    words: Sequence[str] = ()
-    fronts: Sequence[float] = ()
+    places: Sequence[ToldPlace] = ()
     notes: Sequence[str] = ()
 
     def line(self) -> str:
@@ -191,14 +216,17 @@ class Account:
             return "; ".join(self.notes)
         units = ", ".join(f"{name} ({part})" for name, part in self.units)
         parts = [f"{units}: {self.outcome.fusion()}"]
+        layered = self.outcome.settings.fusion == "layers"
+        if layered:
+            parts.append(self._masks())
         if self.outcome.settings.inject:
-            parts.append(self.outcome.injection(self._mask()))
+            parts.append(self.outcome.injection("" if layered else self._masks()))
         return "; ".join([*parts, *filter(None, [self.outcome.cost()]), *self.notes])
 
-    def _mask(self) -> str:
-        words = ", ".join(self.words)
-        named = f"mask from {self.source}" + (f" {words}" if words else "")
-        return f"{named}, {shares(self.fronts)} of the picture in front" if self.fronts else named
+    def _masks(self) -> str:
+        if len(self.places) == 1:
+            return self.places[0].line()
+        return ", ".join(f"{' and '.join(p.units)}: {p.line()}" for p in self.places)
 
     def joined(self, later: Account) -> Account:
         """The two as one; what was said is not said again."""
@@ -208,11 +236,18 @@ class Account:
         return Account(
             self.outcome.joined(later.outcome),
             self.units if self.units == later.units else _once([*self.units, *later.units]),
-            self.source,
-            _once([*self.words, *later.words]),
-            [*self.fronts, *later.fronts],
+            _joined_places(self.places, later.places),
             _once([*self.notes, *later.notes]),
         )
+
+
+def _joined_places(first: Sequence[ToldPlace], later: Sequence[ToldPlace]) -> list[ToldPlace]:
+    """Places of the same units as one."""
+    joined = {tuple(place.units): place for place in first}
+    for place in later:
+        known = joined.get(tuple(place.units))
+        joined[tuple(place.units)] = place if known is None else known.joined(place)
+    return list(joined.values())
 
 
 def shares(values: Sequence[float]) -> str:

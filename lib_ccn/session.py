@@ -24,14 +24,12 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from .attention import UNET, AttentionForm, KeyValueStore
-from .foreground_word import ForegroundWord
-from .fusion import fuse_residuals
-from .masking import WordMask
+from .fusion import Front, fuse_residuals
 from .outcome import Account, Outcome
-from .places import Place
+from .places import Place, Places
 from .prompt import TokenizedPrompt
 from .settings import Settings, SettingsError
-from .units import Call, Role, Unit, assign_roles, in_front, partners, why_unreached
+from .units import Call, Role, Unit, assign_roles, partners, why_unreached
 from .winners import Winners
 
 log = logging.getLogger(__name__)
@@ -39,6 +37,8 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _PAPERS_STEPS = 50
+# What layers are while no unit has its place.
+_WITHOUT_PLACES = "sum"
 
 
 class Session:
@@ -50,21 +50,22 @@ class Session:
         units: in the host's order.
         prompts: one per picture, or a single one for all; may be empty when unknown.
         encode: token ids of a text without special tokens, to find the foreground word.
-        mask_image: bool [1 or pictures, H, W] for the mask source "image".
+        mask_image: bool [1 or pictures, H, W] for the mask source "image"; or several, by the text
+            of the setting that each is from.
         steps: of the sampler, for an automatic start step; None counts as the paper's 50.
         attention: the kind of attention that the ControlNets and the backbone have.
 
     Attributes:
         notes: what the user is to be told.
-        place: of the foreground unit.
+        places: of the units in front.
         outcome: what was done so far.
         winners: who won where, with the setting `show_mask`; else None.
         ended_early: to be set where the run is broken off.
         shortfalls: once closed, what was asked for and did not happen, each also a note.
 
     Raises:
-        SettingsError: `foreground_unit` or `background_unit` names no eligible unit, or the mask
-            image is missing.
+        SettingsError: `layers`, `foreground_unit` or `background_unit` names no eligible unit, or
+            a mask image is missing.
     """
 
     def __init__(
@@ -74,12 +75,16 @@ class Session:
         units: Sequence[Unit],
         prompts: Sequence[TokenizedPrompt] = (),
         encode: Callable[[str], list[int]] | None = None,
-        mask_image: Tensor | None = None,
+        mask_image: Tensor | Mapping[str | None, Tensor] | None = None,
         steps: int | None = None,
         attention: AttentionForm = UNET,
     ) -> None:
-        if settings.mask_source == "image" and settings.inject and mask_image is None:
-            raise SettingsError("mask_image", None, "an image, as mask_source is 'image'")
+        images = mask_image if isinstance(mask_image, Mapping) else {}
+        if isinstance(mask_image, Tensor):
+            images = {layer.mask_image: mask_image for layer in settings.layers_in_front}
+        for layer in settings.layers_in_front if settings.uses_masks else ():
+            if layer.mask_source == "image" and layer.mask_image not in images:
+                raise SettingsError("mask_image", None, "an image, as mask_source is 'image'")
         settings = settings.at_steps(_PAPERS_STEPS if steps is None else steps)
         self.settings = settings
         self.attention = attention
@@ -89,29 +94,32 @@ class Session:
         self.shortfalls: list[str] = []
         self.outcome = Outcome(settings)
         self.winners = Winners() if settings.show_mask else None
-        assign_roles(self.units, settings, attention)
+        fronts = assign_roles(self.units, settings, attention)
         if settings.inject:
             for reason in why_unreached(self.units, settings.start_layer):
                 self._explain(reason)
         recorder = attention.recorder(unet, settings.mask_reduction)
-        word = ForegroundWord(settings, encode, self.note)
-        maps = WordMask(settings, recorder, prompts, word, self.note)
-        self.place = Place(settings, maps, in_front(self.units), mask_image, self.note)
+        self.places = Places(settings, fronts, recorder, prompts, encode, images, self.note)
         self._call: Call | None = None
         self._step: int | None = None
         # Forge runs the ControlNets over the whole picture too before it does so tile by tile.
         self._tiled = False
-        self._store: KeyValueStore = {}
+        self._stores: dict[Place, KeyValueStore] = {}
         self._active: set[Unit] = set()
         self._ever_active: set[Unit] = set()
 
+    @property
+    def place(self) -> Place:
+        """The place of the unit that is in front of all."""
+        return self.places.all[0]
+
     def running_order(self, units: Sequence[Unit]) -> list[Unit]:
-        """The units of one call, the foreground unit first."""
+        """The units of one call, those in front first."""
         return sorted(units, key=lambda unit: unit.role is not Role.FOREGROUND)
 
     def begin_call(self, call: Call, active: Sequence[Unit] | None = None) -> None:
         """A UNet call is about to be made; `active` are the units that take part in it."""
-        self._store.clear()
+        self._stores.clear()
         self._call = None
         self._active = set(self.units if active is None else active)
         self._ever_active |= self._active
@@ -124,29 +132,35 @@ class Session:
             elif call.step != self._step:
                 self._step = call.step
                 with self.outcome.timed(waits=True):
-                    self.place.begin_step(call)
-            self.place.begin_call(call)
+                    self.places.begin_step(call)
+            self.places.begin_call(call)
         self._call = call
         roles = (unit.role for unit in self._active)
-        self.outcome.begin(call.step, roles, self.place.is_known)
+        self.outcome.begin(call.step, roles, self.places.is_known)
 
     def run(self, unit: Unit, forward: Callable[[], Result]) -> Result:
         """Run one unit's ControlNet; its result is returned as it is.
 
-        Keys and values are captured while the foreground unit runs, and injected while a
-        background unit does.
+        Keys and values are captured while a unit in front runs, and injected while a background
+        unit does. Of units that share a place, those of the first are taken.
         """
         call = self._call
         if call is None or not self._injects(call):
             return forward()
         start = self.settings.start_layer
         if unit.role is Role.FOREGROUND:
-            with self.attention.capture(partners(self.units, start), self._store):
+            place = self.places.of(unit)
+            if place is None or not place.is_known or place in self._stores:
                 return forward()
-        if unit.role is not Role.BACKGROUND or not self._store:
+            store = self._stores.setdefault(place, {})
+            with self.attention.capture(partners(unit, self.units, start), store):
+                return forward()
+        places = [place for place in self.places.all if place in self._stores]
+        if unit.role is not Role.BACKGROUND or not places:
             return forward()
-        regions_for = functools.partial(self.place.regions_for, call)
-        with self.attention.inject(unit.layers, self._store, regions_for, start) as tally:
+        stores = [self._stores[place] for place in places]
+        regions_for = functools.partial(self.places.regions_for, places, call)
+        with self.attention.inject(unit.layers, stores, regions_for, start) as tally:
             result = forward()
         layers = {layer.layer for layer in unit.layers if layer.layer >= start}
         self.outcome.inject(call.step, tally.injected, layers)
@@ -157,7 +171,7 @@ class Session:
             self.settings.inject
             and not self._tiled
             and call.step >= self.settings.injection_start
-            and self.place.is_known
+            and self.places.is_known
             and sum(unit.eligible for unit in self._active) > 1
         )
 
@@ -167,42 +181,55 @@ class Session:
         With fewer than two eligible units, or with fusion "sum", this is the host's sum in the
         units' order.
         """
-        self._store.clear()
+        self._stores.clear()
         everyone = [unit for unit in self.units if unit in residuals]
         fusable = [unit for unit in everyone if unit.eligible]
         with self.outcome.timed():
             self._observe(residuals)
-            if self.settings.fusion == "sum" or len(fusable) < 2:
+            mode, front = self.settings.fusion, None
+            if mode == "layers" and len(fusable) > 1:
+                front = self._front(fusable, residuals)
+                mode = _WITHOUT_PLACES if front is None else mode
+            if mode == "sum" or len(fusable) < 2:
                 return summed([residuals[unit] for unit in everyone])
             given = [residuals[unit] for unit in fusable]
             decided = None
             if self.winners is not None and self._call is not None:
                 decided = self.winners.listener(self._call, fusable)
-            fused = fuse_residuals(given, self.settings.fusion, self.settings.delta, decided)
+            fused = fuse_residuals(given, mode, self.settings.delta, decided, front)
             total = summed([fused, *(residuals[u] for u in everyone if not u.eligible)])
         self.outcome.fused += 1
         return total
 
+    def _front(
+        self, units: Sequence[Unit], residuals: Mapping[Unit, Sequence[Tensor]]
+    ) -> Front | None:
+        """Who is in front where in this call, for the fusion by layers; None for nobody."""
+        call = self._call
+        if call is None or not call.whole or len(residuals[units[0]][0]) != len(call.pictures):
+            return None
+        return self.places.front_for(units, call)
+
     def _observe(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> None:
-        """Keep the foreground unit's deviation where the automatic word needs it."""
+        """Keep the deviation of units in front where a word needs it."""
         for unit, tensors in residuals.items():
             self.outcome.queued |= any(tensor.device.type != "cpu" for tensor in tensors)
             if unit.role is Role.FOREGROUND and self._call is not None:
-                self.place.observe(tensors, self._call)
+                self.places.observe(unit, tensors, self._call)
 
     def end_call(self) -> None:
         """The UNet has answered: what it is asked before the next `begin_call` is not read."""
-        self.place.pause()
+        self.places.pause()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Read nothing of what the UNet is asked inside; afterwards the call goes on."""
-        self.place.pause()
+        self.places.pause()
         try:
             yield
         finally:
             if self._call is not None:
-                self.place.begin_call(self._call)
+                self.places.begin_call(self._call)
 
     def close(self) -> None:
         """Remove every hook and let go of every tensor but the last mask; may be repeated.
@@ -213,8 +240,8 @@ class Session:
             self.shortfalls = self.outcome.shortfalls()
             for text in self.shortfalls:
                 self.note(text)
-        self.place.close()
-        self._store.clear()
+        self.places.close()
+        self._stores.clear()
         self._call = None
         for unit in self.units:
             unit.condition = None
@@ -245,7 +272,7 @@ class Session:
         """What was done so far."""
         calls, took_part = self.outcome.calls, self._ever_active
         return Account(
-            replace(self.outcome, seconds=self.outcome.seconds + self.place.seconds),
+            replace(self.outcome, seconds=self.outcome.seconds + self.places.seconds),
             [
                 (
                     unit.name or f"unit {unit.number}",
@@ -253,9 +280,7 @@ class Session:
                 )
                 for unit in self.units
             ],
-            self.settings.mask_source,
-            self.place.told_words(),
-            self.place.fronts(),
+            [place.told() for place in self.places.all],
             list(self.notes),
         )
 

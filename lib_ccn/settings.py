@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from .layers import Layer, LayersSetting
-from .schema import MESSAGE_LIMIT, Setting, SettingsError, image_bytes
+from .schema import MESSAGE_LIMIT, Setting, SettingsError
 from .showable import showable, shown_value
 
 __all__ = [
@@ -349,6 +349,12 @@ class Settings:
         return self.inject or self.show_mask or self.fusion == "layers"
 
     @property
+    def given_words(self) -> tuple[str, ...]:
+        """The words that the user named, whose places are to be found; each once."""
+        named = (one.word for one in self.layers_in_front if one.mask_source == "word")
+        return tuple(dict.fromkeys(filter(None, named)))
+
+    @property
     def reads_word(self) -> bool:
         """Whether there is use for a mask that comes from a word of the prompt."""
         sources = [layer.mask_source for layer in self.layers_in_front]
@@ -360,14 +366,12 @@ class Settings:
             if layer.mask_source == "image" and layer.mask_image is None:
                 raise SettingsError("mask_image", None, "an image, because mask_source is 'image'")
 
-    def mask_image_bytes(self) -> bytes | None:
-        """Return the decoded file of `mask_image`, such as a PNG's bytes, or None."""
-        return None if self.mask_image is None else image_bytes(self.mask_image)
-
 
 _FIELDS: dict[str, Setting] = {
     f.name: cast(Setting, f.metadata["setting"]) for f in dataclasses.fields(Settings)
 }
+
+
 def _layer_parts() -> dict[str, Setting]:
     """What an entry of `layers` may have, each with the setting that says what it may be."""
     unit = Setting("integer", 0, "Unit", "The unit's number, counted from 0.", "", 0, UNIT_LIMIT)

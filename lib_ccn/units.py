@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from torch import Tensor, nn
 
 from .attention import AttentionForm, SelfAttention
+from .layers import Layer
 from .prompt import TokenizedPrompt
 from .settings import Settings, SettingsError, fields
 
@@ -16,7 +17,7 @@ from .settings import Settings, SettingsError, fields
 class Role(Enum):
     """What a unit is in the method.
 
-    The foreground unit's keys and values go into the background units' self-attention. A unit
+    A foreground unit's keys and values go into the background units' self-attention. A unit
     that is fused only takes part in the fusion; a bystander's residuals are added, as ever.
     """
 
@@ -51,11 +52,16 @@ class Unit:
     layers: list[SelfAttention] = field(default_factory=list, repr=False)
 
 
-def assign_roles(units: Sequence[Unit], settings: Settings, attention: AttentionForm) -> None:
+def assign_roles(
+    units: Sequence[Unit], settings: Settings, attention: AttentionForm
+) -> list[tuple[Layer, Unit | None]]:
     """Give each unit its role, its number where it has none, and the layers to inject into.
 
+    Returns:
+        The units in front, front to back, each with its layer; None where there is nobody.
+
     Raises:
-        SettingsError: `foreground_unit` or `background_unit` names no eligible unit.
+        SettingsError: a unit is named that is no eligible one.
     """
     eligible = [unit for unit in units if unit.eligible]
     for place, unit in enumerate(units):
@@ -64,45 +70,50 @@ def assign_roles(units: Sequence[Unit], settings: Settings, attention: Attention
     for unit in eligible:
         unit.role = Role.FUSED
         unit.layers = attention.layers(unit.module)
-    behind = _named(eligible, "background_unit", settings)
+    named = {unit.number or 0: unit for unit in eligible}
+    behind = _named(named, "background_unit", settings.background_unit)
     others = [unit for unit in eligible if unit is not behind]
-    front = _named(eligible, "foreground_unit", settings) or (others[0] if others else None)
+    fronts: list[tuple[Layer, Unit | None]] = []
+    for layer in settings.layers_in_front:
+        name = "layers" if settings.layers else "foreground_unit"
+        chosen = _named(named, name, layer.unit)
+        fronts.append((layer, chosen or next(iter(others), None)))
     for unit in eligible if behind is None else [behind]:
         unit.role = Role.BACKGROUND
-    if front is not None:
-        front.role = Role.FOREGROUND
+    for _layer, front in fronts:
+        if front is not None:
+            front.role = Role.FOREGROUND
+    return fronts
 
 
-def _named(eligible: Sequence[Unit], setting: str, settings: Settings) -> Unit | None:
+def _named(eligible: Mapping[int, Unit], setting: str, chosen: int | str) -> Unit | None:
     """The unit that a setting names by its number; None for "auto"."""
-    chosen = getattr(settings, setting)
-    if chosen == "auto":
+    if isinstance(chosen, str):
         return None
-    named = {unit.number or 0: unit for unit in eligible}
-    if chosen not in named:
-        raise SettingsError(setting, chosen, f"'auto' or one of {sorted(named)}")
-    return named[chosen]
+    if chosen not in eligible:
+        automatic = "" if setting == "layers" else "'auto' or "
+        raise SettingsError(setting, chosen, f"{automatic}one of the units {sorted(eligible)}")
+    return eligible[chosen]
 
 
-def in_front(units: Sequence[Unit]) -> Unit | None:
-    """The foreground unit."""
-    return next((unit for unit in units if unit.role is Role.FOREGROUND), None)
+def in_front(units: Sequence[Unit]) -> list[Unit]:
+    """The units in front, in the host's order."""
+    return [unit for unit in units if unit.role is Role.FOREGROUND]
 
 
-def partners(units: Sequence[Unit], start_layer: int) -> list[SelfAttention]:
-    """The foreground unit's layers that injection asks for.
+def partners(unit: Unit, units: Sequence[Unit], start_layer: int) -> list[SelfAttention]:
+    """The layers of a unit in front that injection asks for.
 
     A start layer counts the background unit's own: of two ControlNets for one backbone, one may
     have more layers than the other.
     """
-    foreground = in_front(units)
     wanted = {
         layer.name
-        for unit in units
-        for layer in unit.layers
-        if unit.role is Role.BACKGROUND and layer.layer >= start_layer
+        for behind in units
+        for layer in behind.layers
+        if behind.role is Role.BACKGROUND and layer.layer >= start_layer
     }
-    return [layer for layer in foreground.layers if layer.name in wanted] if foreground else []
+    return [layer for layer in unit.layers if layer.name in wanted]
 
 
 def why_unreached(units: Sequence[Unit], start_layer: int) -> list[str]:
@@ -112,7 +123,7 @@ def why_unreached(units: Sequence[Unit], start_layer: int) -> list[str]:
     """
     background = [unit for unit in units if unit.role is Role.BACKGROUND]
     reasons = []
-    for unit in [*background, *filter(None, [in_front(units)])] if background else []:
+    for unit in [*background, *in_front(units)] if background else []:
         reason = next((layer.unheard for layer in unit.layers if layer.unheard), "")
         if reason:
             unit.layers = [layer for layer in unit.layers if not layer.unheard]
@@ -123,7 +134,8 @@ def why_unreached(units: Sequence[Unit], start_layer: int) -> list[str]:
     if 0 <= last < start_layer:
         label = fields()["start_layer"].label.lower()
         return [f"the {label} is {start_layer}, beyond the last ({last}): nothing is injected"]
-    if in_front(units) is not None and not partners(units, start_layer):
+    front = in_front(units)
+    if front and not any(partners(unit, units, start_layer) for unit in front):
         return [
             "the foreground and background units have no attention layer in common: "
             "nothing is injected"

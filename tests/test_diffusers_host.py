@@ -172,7 +172,7 @@ def test_a_batch_of_two_prompts_equals_two_batches_of_one(pipe):
     with cross_controlnet(pipe, settings) as control:
         both = generate(pipe, prompts, latents=noise, image=conditions(batch=2))
         assert control.session.place.usable.all()
-        assert len(control.session.place.maps.word.chosen) == 2
+        assert len(control.session.place.word.chosen) == 2
         for row, prompt in enumerate(prompts):
             alone = generate(pipe, prompt, latents=noise[row : row + 1])
             torch.testing.assert_close(both[row], alone[0], rtol=1e-3, atol=1e-3)
@@ -209,7 +209,7 @@ def test_embeddings_of_a_long_prompt_come_with_their_text(pipe):
 
 def chosen_word(control):
     """The foreground word of the latest generation's only prompt."""
-    (word,) = control.session.place.maps.word._decided.values()
+    (word,) = control.session.place.word._decided.values()
     return word
 
 

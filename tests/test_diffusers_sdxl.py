@@ -165,7 +165,7 @@ def test_the_word_is_found_in_the_prompt_of_the_encoder_that_has_it(pipe):
         settings = {**FULL, "foreground_word": word, "strict": False}
         with cross_controlnet(pipe, settings) as control:
             generate(pipe, prompt, prompt_2=prompt_2)
-        (word,) = control.session.place.maps.word._decided.values()
+        (word,) = control.session.place.word._decided.values()
         return word and word.positions
 
     assert position("a blue ring", None) == (3,)

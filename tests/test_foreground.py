@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_ccn.foreground import (
     CrossAttentionRecorder,
-    best_word,
+    assigned_words,
     foreground_mask,
     image_mask,
     resize_mask,
     silhouette,
     token_grid,
     word_map,
+    word_scores,
 )
 from lib_ccn.residuals import smooth
 
@@ -307,7 +308,7 @@ def test_token_grid_follows_strided_convolutions(size):
     assert token_grid((64, 64), 77) is None
 
 
-def test_best_word_is_the_one_whose_map_correlates():
+def test_the_best_word_is_the_one_whose_map_correlates():
     torch.manual_seed(0)
     maps = torch.rand(2, 9, 16, 16) * 0.1
     place = torch.zeros(2, 16, 16)
@@ -321,7 +322,8 @@ def test_best_word_is_the_one_whose_map_correlates():
         Candidate("field", (7,)),
     ]
     deviation = place.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    word, score = best_word(maps, words, deviation)
+    (word, score), *others = word_scores(maps, words, deviation)
+    assert all(0 < other <= score for _, other in others)
     assert word.text == "red star"
     pairs = [
         torch.stack((smooth(maps[row, 5:7].mean(0)).flatten(), place[row].flatten()))
@@ -335,10 +337,19 @@ def test_no_word_where_nothing_agrees():
     maps = torch.rand(1, 4, 8, 8)
     words = [Candidate("a", (1,))]
     flat = torch.full((1, 8, 8), 0.5)
-    assert best_word(maps, words, flat) is None
-    assert best_word(flat[:, None].expand(-1, 4, -1, -1), words, maps[:, 0]) is None
-    assert best_word(maps, words, -smooth(maps[:, 1])) is None
-    assert best_word(maps, [], maps[:, 0]) is None
+    assert word_scores(maps, words, flat) == []
+    assert word_scores(flat[:, None].expand(-1, 4, -1, -1), words, maps[:, 0]) == []
+    assert word_scores(maps, words, -smooth(maps[:, 1])) == []
+    assert word_scores(maps, [], maps[:, 0]) == []
+
+
+def test_each_unit_has_the_word_that_suits_all_best():
+    a, b, c = (Candidate(text, (n,)) for n, text in enumerate("abc"))
+    assert assigned_words([[(a, 0.9), (b, 0.8)], [(a, 0.7), (c, 0.1)]]) == [b, a]
+    assert assigned_words([[(a, 0.9), (b, 0.1)], [(a, 0.7)]]) == [a, None]
+    assert assigned_words([[(a, 0.9)], [(b, 0.2)], []]) == [a, b, None]
+    assert assigned_words([[(a, 0.5), (b, 0.5)], [(a, 0.5), (b, 0.5)]]) == [a, b]
+    assert assigned_words([]) == []
 
 
 # -------------------------------------------------------------------------- silhouettes

@@ -127,7 +127,7 @@ class TestDepth:
 
     @pytest.mark.parametrize("name", ["PNG of 16 bits", "floats to 1", "metres"])
     def test_a_mask_is_the_brighter_half(self, name):
-        mask = decode_mask(settings(DEEP[name]))
+        mask = decode_mask(settings(DEEP[name]).mask_image)
         assert mask.shape == (1, 16, 16)
         assert mask[0].sum() == 128
         assert mask[0, 8:].all()
@@ -177,7 +177,7 @@ class TestModes:
 
     @pytest.mark.parametrize("kind", TRANSPARENT)
     def test_and_decides_where_a_mask_is(self, kind):
-        mask = decode_mask(settings(TRANSPARENT[kind]))[0]
+        mask = decode_mask(settings(TRANSPARENT[kind]).mask_image)[0]
         assert mask[:, 4:].all()
         assert not mask[:, :4].any()
 
@@ -271,7 +271,7 @@ class TestBroken:
     )
     def test_it_names_the_field(self, data):
         with pytest.raises(SettingsError, match="setting mask_image = "):
-            decode_mask(settings(data))
+            decode_mask(settings(data).mask_image)
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyError, NotImplementedError, MemoryError])
     def test_no_list_of_errors_is_guessed(self, error, monkeypatch):
@@ -280,7 +280,7 @@ class TestBroken:
 
         monkeypatch.setattr(PngImageFile, "load", load)
         with pytest.raises(SettingsError, match="mask_image") as caught:
-            decode_mask(settings(WHOLE["PNG"]))
+            decode_mask(settings(WHOLE["PNG"]).mask_image)
         assert "\x1b" not in str(caught.value)
         with pytest.raises(ImageError, match="cannot be decoded"):
             eight_bit(Image.open(io.BytesIO(WHOLE["PNG"])))
@@ -296,7 +296,7 @@ class TestBroken:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    mask = decode_mask(settings(bytes(data)))
+                    mask = decode_mask(settings(bytes(data)).mask_image)
                 except SettingsError:
                     continue
             assert mask.dtype == torch.bool
@@ -317,7 +317,7 @@ class TestSize:
         head = struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)
         data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"")
         with pytest.raises(SettingsError, match=f"60000x60000 pixels.*{PIXEL_LIMIT}"):
-            decode_mask(settings(data))
+            decode_mask(settings(data).mask_image)
         with pytest.raises(ImageError, match="60000x60000"):
             read_numbers(data)
 
@@ -327,7 +327,7 @@ class TestSize:
         picture = Image.new(mode, (3000, 2000))
         picture.paste(white, (0, 0, 1500, 2000))
         kind = "TIFF" if mode == "CMYK" else "PNG"
-        mask = decode_mask(settings(saved(picture, kind)))
+        mask = decode_mask(settings(saved(picture, kind)).mask_image)
         assert max(mask.shape) <= SIDE
         assert abs(mask.shape[2] / mask.shape[1] - 1.5) < 0.01
 
@@ -358,6 +358,6 @@ class TestSize:
         data = saved(Image.new("1", (9400, 9400)))
         assert len(data) < 60_000
         began = time.monotonic()
-        mask = decode_mask(settings(data))
+        mask = decode_mask(settings(data).mask_image)
         assert max(mask.shape) <= SIDE
         assert time.monotonic() - began < 15

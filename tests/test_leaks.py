@@ -119,8 +119,8 @@ def test_tensors_of_the_method_are_let_go():
     with cross_controlnet(pipe, SETTINGS) as control:
         generate(pipe)
         session = control.session
-        assert not session._store, "keys and values are dropped when the residuals are fused"
-    assert session.place.maps.recorder._sum is None
-    assert not session.place.maps.recorder._pending
-    assert not session.place._regions
+        assert not session._stores, "keys and values are dropped when the residuals are fused"
+    assert session.places.maps.recorder._sum is None
+    assert not session.places.maps.recorder._pending
+    assert not session.places._made
     assert session.place.mask is not None, "the last mask stays, to be shown"

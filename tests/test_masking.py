@@ -6,12 +6,13 @@ from clip_like import encode, piece
 
 from benchmarks.counting import counting
 from lib_ccn.foreground_word import ForegroundWord
-from lib_ccn.masking import WordMask
+from lib_ccn.masking import WordMaps
 from lib_ccn.prompt import TokenizedPrompt, tokenize
 from lib_ccn.settings import Settings
-from lib_ccn.units import Call
+from lib_ccn.units import Call, Unit
 
 SIZE = (32, 32)  # of the latents; maps are 8x8
+UNIT = Unit(torch.nn.Module())
 
 
 class Maps:
@@ -43,8 +44,9 @@ def watch():
 
     def make(word, prompts, pictures=1, encoder=encode, tokens=77):
         settings = Settings(foreground_word=word, start_step=5)
-        chosen = ForegroundWord(settings, encoder, notes.append)
-        return WordMask(settings, Maps(pictures, tokens), prompts, chosen, notes.append)
+        chosen = ForegroundWord(word, encoder, notes.append)
+        maps = Maps(pictures, tokens)
+        return WordMaps(settings, maps, prompts, [(chosen, UNIT)], notes.append)
 
     notes = []
     make.notes = notes
@@ -56,14 +58,15 @@ def read(text):
 
 
 def a_step(mask, step, prompts=None, pictures=1):
-    """A step with one UNet call; the mask's bits for the next one, and who has a mask."""
+    """A step with one UNet call; the word's map for the next one, and who has a mask."""
     if prompts is not None:
         mask.change_prompts(prompts)
     mask.begin_call(Call(SIZE, step, range(pictures), range(pictures)))
     deviation = torch.zeros(pictures, 16, 8, 8)
     deviation[:, ::2, 0, 3] = 1.0  # where the third token is looked at
-    mask.observe([deviation, deviation], range(pictures))
-    return mask.next_mask(step + 1)
+    mask.observe(UNIT, [deviation, deviation], range(pictures))
+    found = mask.next_maps(step + 1)
+    return found.heats[0], found.usable[0]
 
 
 SCHEDULES = [
@@ -80,7 +83,7 @@ def test_a_word_that_comes_and_goes(watch, texts, word, usable, chosen):
     mask = watch(word, [read(texts[0])])
     got = [bool(a_step(mask, step, [read(text)])[1]) for step, text in enumerate(texts)]
     assert got == usable
-    assert mask.word.chosen == {0: chosen}
+    assert mask.words[0][0].chosen == {0: chosen}
     assert watch.notes == []
 
 
@@ -88,7 +91,7 @@ def test_a_prompt_that_stays_and_lacks_the_word_is_noted(watch):
     mask = watch("moon", [read("a red star")])
     assert not a_step(mask, 0)[1].any()
     assert watch.notes == ["word 'moon' is not in the prompt"]
-    assert mask.word.chosen == {0: None}
+    assert mask.words[0][0].chosen == {0: None}
 
 
 def test_each_picture_has_its_word(watch):
@@ -96,21 +99,21 @@ def test_each_picture_has_its_word(watch):
     mask = watch("star", prompts, pictures=3)
     _bits, usable = a_step(mask, 0, prompts, pictures=3)
     assert usable.tolist() == [True, False, True]
-    assert mask.word.chosen == {0: "star", 1: None, 2: "star"}
+    assert mask.words[0][0].chosen == {0: "star", 1: None, 2: "star"}
 
 
 def test_an_automatic_word_stays_while_prompt_editing_changes_the_rest(watch):
     mask = watch("", [read("a red star")])
     for step in range(5):  # until injection begins the choice is not settled
         a_step(mask, step, [read("a red star")])
-    assert mask.word.chosen == {0: "star"}
+    assert mask.words[0][0].chosen == {0: "star"}
     # The star has moved to where another word fits better; it is still the foreground.
     a_step(mask, 6, [read("star over sea")])
-    assert mask.word.chosen == {0: "star"}
+    assert mask.words[0][0].chosen == {0: "star"}
     # It is gone: another one is chosen, and both were used.
     a_step(mask, 7, [read("a blue field")])
     a_step(mask, 8, [read("a red star")])
-    assert mask.word.chosen == {0: "star, field"}
+    assert mask.words[0][0].chosen == {0: "star, field"}
     assert watch.notes == []
 
 
@@ -159,7 +162,7 @@ def test_an_accelerator_is_waited_for_once_a_step(watch, word, pictures, monkeyp
     for step in range(3, 7):
         mask.begin_call(Call(SIZE, step, rows, range(pictures)))
         with counting() as counts:
-            mask.observe([deviation, deviation], rows)
+            mask.observe(UNIT, [deviation, deviation], rows)
             assert not counts.waits
-            mask.next_mask(step + 1)
+            mask.next_maps(step + 1)
         assert counts.waits.total() == 1

@@ -198,7 +198,7 @@ def test_the_layers_are_those_from_the_start_layer_on(unet, nets):
 @pytest.mark.parametrize(("given", "how"), [("", "star (automatic)"), ("star", "star (given)")])
 def test_the_word_is_told_with_how_it_was_chosen(unet, nets, given, how):
     session = a_session(unet, nets, mask_source="word", foreground_word=given)
-    session.place.maps.word.chosen = {0: "star"}
+    session.place.word.chosen = {0: "star"}
     session.place.mask = torch.tensor([[[True, False], [False, False]]])
     session.place.usable = torch.tensor([True])
     session.outcome.inject(1, 2, [0])
@@ -211,7 +211,7 @@ def test_a_picture_without_a_mask_has_no_share(unet, nets):
     session.place.mask[1] = False
     session.place.mask[2, 0] = False
     session.place.usable = torch.tensor([True, False, True])
-    assert session.account().fronts == [1, 0.5]
+    assert session.account().places[0].fronts == [1, 0.5]
 
 
 class TestCost:

@@ -285,8 +285,8 @@ def test_the_automatic_word_of_pictures_that_come_one_by_one(unet, nets):
             for number, (pictures, conditional) in enumerate(PARTS):
                 call = Call(SIZE, step, pictures, conditional, total=2)
                 recorded(session, unet, call, 10 * step + number)
-        assert set(session.place.maps._deviation) == {0, 1}
-    assert len(session.place.mask) == len(session.place.maps.word.chosen) == 2
+        assert {picture for _unit, picture in session.places.maps._deviation} == {0, 1}
+    assert len(session.place.mask) == len(session.place.word.chosen) == 2
 
 
 def test_conditional_rows_that_are_not_known_are_noted_once(unet, nets):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lib_ccn.layers import Layer
 from lib_ccn.settings import (
     UNIT_LIMIT,
     VERSION,
@@ -42,17 +43,32 @@ VALUES = {
     "image": lambda s: (
         st.none() | st.binary(min_size=1).map(lambda b: base64.b64encode(b).decode())
     ),
+    "layers": lambda s: st.lists(
+        st.builds(
+            Layer,
+            unit=st.integers(0, 99),
+            word=WORDS.map(lambda text: " ".join(text.split())),
+            mask_source=st.sampled_from((None, "word", "all", "image", "silhouette")),
+            mask_threshold=st.none() | st.floats(0, 1),
+        ),
+        max_size=4,
+        unique_by=lambda layer: layer.unit,
+    ),
 }
 
 
-def two_units(values):
-    background = values.get("background_unit", "auto")
-    return background == "auto" or background != values.get("foreground_unit", "auto")
+def one_order(values):
+    """Who is in front is said once, and nobody is behind too."""
+    background, layers = values.get("background_unit", "auto"), values.get("layers")
+    if not layers:
+        return background == "auto" or background != values.get("foreground_unit", "auto")
+    said = {"foreground_unit", "foreground_word"} & values.keys()
+    return not said and background not in [layer.unit for layer in layers]
 
 
 SETTINGS = (
     st.fixed_dictionaries({}, optional={name: VALUES[s.kind](s) for name, s in fields().items()})
-    .filter(two_units)
+    .filter(one_order)
     .map(lambda values: Settings(**values))
 )
 
@@ -105,6 +121,8 @@ def test_names_and_defaults_are_the_published_ones():
         "mask_reduction": 4,
         "mask_image": None,
         "show_mask": False,
+        "layers": (),
+        "foreground_gain": 1.0,
         "strict": False,
     }
 
@@ -294,12 +312,6 @@ def test_a_mask_image_is_asked_for_at_use_not_before():
     Settings().check_usable()
 
 
-def test_mask_image_bytes():
-    assert Settings().mask_image_bytes() is None
-    for text in (IMAGE, f"data:image/png;base64,{IMAGE}", f"DATA:;BASE64,{IMAGE}"):
-        assert Settings(mask_image=text).mask_image_bytes() == base64.b64decode(IMAGE)
-
-
 def test_infotext_of_a_typical_picture():
     settings = Settings(enabled=True, delta=0.65, inject=False, foreground_word="red star")
     assert settings.to_infotext() == {
@@ -410,7 +422,7 @@ def test_json_schema_describes_every_setting():
     assert set(properties) == {"version", *fields()}
     assert schema["additionalProperties"] is False
     for name, setting in fields().items():
-        assert properties[name]["default"] == setting.default
+        assert properties[name]["default"] == setting.plain(setting.default)
         assert properties[name]["description"] == setting.help
     delta = properties["delta"]
     assert (delta["type"], delta["minimum"], delta["maximum"]) == ("number", 0, 1)

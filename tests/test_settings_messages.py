@@ -121,7 +121,7 @@ def test_another_mistake_has_no_such_hint(name, value):
 
 @pytest.mark.parametrize("name", fields())
 def test_the_page_reads_its_labels_and_the_api_its_names(name):
-    wrong = {"image": "no base64!"}.get(fields()[name].kind, [])
+    wrong = {"image": "no base64!", "layers": 7}.get(fields()[name].kind, [])
     said = page_message(refusal({name: wrong}))
     shown = repr(wrong)
     assert said.startswith(f"{fields()[name].label} ({name}) = {shown} is refused")

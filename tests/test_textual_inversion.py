@@ -31,7 +31,7 @@ def test_a_name_covers_all_its_tokens(pipe, word):
     with cross_controlnet(pipe, settings) as control:
         generate(pipe, "a red <toy> over a star")
     session = control.session
-    assert session.place.maps.word.chosen == {0: word}
+    assert session.place.word.chosen == {0: word}
     assert session.injected
     toy = list(range(3, 3 + pipe.vectors))
     expected = {
@@ -40,14 +40,14 @@ def test_a_name_covers_all_its_tokens(pipe, word):
         "<toy> over": [*toy, toy[-1] + 1],
         "star": [toy[-1] + 3],
     }
-    (found,) = session.place.maps.word._decided.values()
+    (found,) = session.place.word._decided.values()
     assert list(found.positions) == expected[word]
 
 
 def test_the_automatic_word_may_be_one(pipe):
     with cross_controlnet(pipe, Settings(start_step=1)) as control:
         generate(pipe, "a <toy>")
-    assert control.session.place.maps.word.chosen == {0: "<toy>"}
+    assert control.session.place.word.chosen == {0: "<toy>"}
 
 
 def test_a_part_of_a_name_is_no_word(pipe):

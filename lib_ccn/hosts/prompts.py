@@ -79,10 +79,10 @@ class Tokenizer:
 
 
 class Entry(NamedTuple):
-    """One text of a sub-prompt's schedule, and whether it has the foreground word."""
+    """One text of a sub-prompt's schedule, and which of the foreground words it has."""
 
     prompt: TokenizedPrompt
-    has_word: bool
+    has: frozenset[Sought] = frozenset()
 
 
 class PromptBook:
@@ -96,7 +96,7 @@ class PromptBook:
         cond: what it made of them: `batch[picture][sub-prompt].schedules[i]` with `end_at_step`
             and `cond` (a tensor [tokens, channels] or a dict with "crossattn").
         tokenizer: of the model.
-        word: the foreground word, "" for an automatic one.
+        words: the foreground words; none for automatic ones.
         split: a prompt's sub-prompts.
         schedules_of: the texts of a sub-prompt's schedule, in order.
         hires: whether these are the prompts of the hires pass.
@@ -107,7 +107,7 @@ class PromptBook:
         texts: Sequence[str],
         cond: Any,
         tokenizer: Tokenizer,
-        word: str,
+        words: Sequence[str],
         split: Callable[[str], list[str]],
         schedules_of: Callable[[str], list[str]],
         hires: bool = False,
@@ -116,28 +116,33 @@ class PromptBook:
         self._conds = [[part.schedules for part in parts] for parts in cond.batch]
         if len(texts) != len(self._conds):
             raise ValueError(f"{len(texts)} prompts for {len(self._conds)} pictures")
-        self._word = Sought.of(word, tokenizer.encode)
+        self._words = [Sought.of(word, tokenizer.encode) for word in words]
         self._hires = hires
         self._split, self._schedules_of = split, schedules_of
         self._entries = [
             self._entries_of(text, parts) for text, parts in zip(texts, self._conds, strict=True)
         ]
 
-    def missing_word(self) -> str | None:
-        """Why a foreground word is of no use to some pictures: no sub-prompt of theirs ever has it.
+    def missing_words(self) -> str | None:
+        """Why foreground words are of no use to some pictures: no sub-prompt of theirs ever has it.
 
         Without a word: why the tokens of a prompt are not known, if that is so.
         """
+        if not self._words:
+            prompts = [e.prompt for parts in self._entries for entries in parts for e in entries]
+            return next((prompt.problem for prompt in prompts if prompt.problem), None)
+        found = dict.fromkeys(map(self._missing, self._words))
+        return "; ".join(text for text in found if text is not None) or None
+
+    def _missing(self, word: Sought) -> str | None:
         lacking = [
             number
             for number, parts in enumerate(self._entries)
-            if not any(entry.has_word for entries in parts for entry in entries)
+            if not any(word in entry.has for entries in parts for entry in entries)
         ]
-        known = [[e.prompt for entries in self._entries[i] for e in entries] for i in lacking]
-        if not self._word.text:
-            return next((p.problem for prompts in known for p in prompts if p.problem), None)
         if not lacking:
             return None
+        known = [[e.prompt for entries in self._entries[i] for e in entries] for i in lacking]
         where = "the prompts" if len(set(map(tuple, known))) > 1 else "the prompt"
         where += " of the hires pass" if self._hires else ""
         if len(lacking) < len(self._entries):
@@ -146,35 +151,36 @@ class PromptBook:
         tokens = tuple(token for prompt in known[0] for token in prompt.tokens)
         problem = next((prompt.problem for prompt in known[0] if prompt.problem), "")
         whole = replace(known[0][0], tokens=tokens, problem=problem)
-        return why_missing(whole, self._word, where)
+        return why_missing(whole, word, where)
 
-    def partly_missing_word(self, order: int = 1) -> str | None:
+    def partly_missing_words(self, order: int = 1) -> str | None:
         """In which steps only the prompts have a named foreground word, because of their editing.
 
         Steps are the sampler's, from 0, of `order` denoiser calls each.
         """
+        return "; ".join(text for word in self._words for text in self._partly(word, order)) or None
+
+    def _partly(self, word: Sought, order: int) -> Iterator[str]:
         pictures_by_steps: dict[str, list[int]] = {}
         for number in range(len(self._entries)):
-            having, total = self._steps_having(number, order)
+            having, total = self._steps_having(word, number, order)
             if 0 < len(having) < total:
                 pictures_by_steps.setdefault(_spans(having, total), []).append(number + 1)
         where = "the prompt of the hires pass" if self._hires else "the prompt"
-        parts = []
         for steps, pictures in pictures_by_steps.items():
             alike = len(pictures) == len(self._entries)
             whose = "" if alike else f" of {_numbered('picture', pictures)} of this batch"
-            parts.append(f"word '{self._word.text}' is in {where}{whose} in {steps} only")
-        return "; ".join(parts) or None
+            yield f"word '{word.text}' is in {where}{whose} in {steps} only"
 
     def in_force(self, step: int) -> list[tuple[int, TokenizedPrompt]]:
         """For each picture the sub-prompt to look at, and its tokens, at the denoiser's `step`.
 
-        The first sub-prompt that has the foreground word now; else the first one.
+        The first sub-prompt that has the most of the foreground words now.
         """
         chosen = []
         for number in range(len(self._entries)):
             now = self._entries_at(number, step)
-            part = next((i for i, entry in enumerate(now) if entry.has_word), 0)
+            part = max(range(len(now)), key=lambda i: (len(now[i].has), -i))
             chosen.append((part, now[part].prompt))
         return chosen
 
@@ -183,13 +189,13 @@ class PromptBook:
         parts = zip(self._entries[number], self._conds[number], strict=True)
         return [entries[_at(schedules, step)] for entries, schedules in parts]
 
-    def _steps_having(self, number: int, order: int) -> tuple[list[int], int]:
-        """The sampler's steps in which a picture's prompt has the word, and how many there are."""
+    def _steps_having(self, word: Sought, number: int, order: int) -> tuple[list[int], int]:
+        """The sampler's steps in which a picture's prompt has a word, and how many there are."""
         asked = max(schedules[-1].end_at_step for schedules in self._conds[number])
         having = {
             step // order
             for step in range(asked)
-            if any(entry.has_word for entry in self._entries_at(number, step))
+            if any(word in entry.has for entry in self._entries_at(number, step))
         }
         return sorted(having), -(-asked // order)
 
@@ -212,14 +218,15 @@ class PromptBook:
         problem = "the prompt could not be read"
         if text is None:
             problem += " (which of its words are for which steps)"
-            return Entry(TokenizedPrompt((), problem=problem), False)
+            return Entry(TokenizedPrompt((), problem=problem))
         try:
             prompt = self._tokenizer.layout(text)
-            return Entry(prompt, bool(find_word(prompt, self._word.ids)))
+            has = frozenset(word for word in self._words if find_word(prompt, word.ids))
+            return Entry(prompt, has)
         except Exception as error:  # a host's own tokenizer
             log.debug("Cross-ControlNet cannot read the prompt %r", text, exc_info=error)
             problem += f" ({type(error).__name__}: {error})"
-            return Entry(TokenizedPrompt((), problem=problem), False)
+            return Entry(TokenizedPrompt((), problem=problem))
 
     def parts_of(self, context: Tensor, rows: Sequence[int], step: int) -> list[int]:
         """Which sub-prompt of the first picture each of these rows of the UNet's context is.
@@ -235,7 +242,7 @@ class PromptBook:
 
 
 def prompt_book(
-    p: Any, cond: Any, hires: bool, tokenizer: Tokenizer | None, word: str
+    p: Any, cond: Any, hires: bool, tokenizer: Tokenizer | None, words: Sequence[str]
 ) -> PromptBook | None:
     """The prompts of the sampling run that `p` is about to begin; None where they are not known.
 
@@ -244,7 +251,7 @@ def prompt_book(
         cond: its conditioning of this run, what a sampler gets.
         hires: whether this is the hires pass.
         tokenizer: of the WebUI's model, where that is known.
-        word: the foreground word.
+        words: the foreground words.
     """
     texts = list(getattr(p, "hr_prompts" if hires else "prompts", None) or [])
     if tokenizer is None or not texts or not hasattr(cond, "batch"):
@@ -269,7 +276,7 @@ def prompt_book(
     def schedules_of(text: str) -> list[str]:
         return [entry for _end, entry in parse([text], steps, **told)[0]]
 
-    return PromptBook(texts, cond, tokenizer, word, split, schedules_of, hires)
+    return PromptBook(texts, cond, tokenizer, words, split, schedules_of, hires)
 
 
 def _hires_steps(p: Any) -> int:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_UNSURE = "none: it is not sure which unit is which"
 _NOT_ASKED = "the WebUI ran no ControlNet unit, so nothing was fused"
 
 
@@ -40,7 +41,7 @@ class Sampling(Guard):
         pictures: how many of them.
         cond: the conditioning that the sampler gets.
         hires: whether this is the hires pass.
-        mask_image: the painted mask, as `Session` takes it.
+        mask_images: the painted masks, by the text of the setting that each is from.
         session: once the first UNet call came.
         aside: why the method does not take part in this run, or None.
         idle: whether that is because there is nothing to fuse in this run.
@@ -56,7 +57,7 @@ class Sampling(Guard):
     pictures: int
     cond: Any = None
     hires: bool = False
-    mask_image: Tensor | None = None
+    mask_images: Mapping[str | None, Tensor] = field(default_factory=dict)
     session: Session | None = None
     aside: str | None = None
     idle: bool = False
@@ -103,14 +104,14 @@ class Sampling(Guard):
     def _make_session(self, unet: nn.Module, units: Sequence[Unit]) -> Session:
         settings, notes = self._settings_for(units)
         tokenizer = self._of_prompts(lambda: Tokenizer.of(self.p.sd_model), None)
-        word = self.settings.foreground_word
+        words = settings.given_words
         self._book = self._of_prompts(
-            lambda: prompt_book(self.p, self.cond, self.hires, tokenizer, word), None
+            lambda: prompt_book(self.p, self.cond, self.hires, tokenizer, words), None
         )
         missing, partly = self._missing_word(), self._partly_missing_word()
         prompts = [prompt for _part, prompt in self._prompts_now()]
         encode = None if tokenizer is None else tokenizer.encode
-        session = Session(settings, unet, units, prompts, encode, self.mask_image, self.steps)
+        session = Session(settings, unet, units, prompts, encode, self.mask_images, self.steps)
         for text in [*notes, missing, partly, self._unread]:
             if text is not None:
                 session.note(text)
@@ -199,10 +200,19 @@ class Sampling(Guard):
         Raises SettingsError where a unit is named that is not there.
         """
         settings, notes = self.settings, []
+        numbers = {unit.number for unit in units if unit.eligible and unit.number is not None}
+        known = sorted(number for number in numbers if number >= 0)
+        for layer in settings.layers:
+            if layer.unit in known:
+                continue
+            if layer.unit not in self.resting:
+                allowed = f"one of the units {known}" if known else _UNSURE
+                raise SettingsError("layers", layer.text(), allowed)
+            left = [other for other in settings.layers if other is not layer]
+            settings = settings.replace(layers=left)
+            notes.append(f"unit {layer.unit} is not for this pass, so it is not in front in it")
         for name in ("foreground_unit", "background_unit"):
             chosen = getattr(settings, name)
-            numbers = {unit.number for unit in units if unit.eligible and unit.number is not None}
-            known = sorted(number for number in numbers if number >= 0)
             if chosen == "auto" or chosen in known:
                 continue
             if chosen not in self.resting:
@@ -218,10 +228,11 @@ class Sampling(Guard):
         settings = self.settings
         if not settings.reads_word or self._book is None:
             return None
-        missing = self._of_prompts(self._book.missing_word, None)
+        missing = self._of_prompts(self._book.missing_words, None)
         if missing is not None and settings.strict:
-            allowed = f"a word or phrase of the prompt ({missing})"
-            raise SettingsError("foreground_word", settings.foreground_word, allowed)
+            allowed = f"words or phrases of the prompt ({missing})"
+            name = "layers" if settings.layers else "foreground_word"
+            raise SettingsError(name, ", ".join(settings.given_words), allowed)
         return missing
 
     def _partly_missing_word(self) -> str | None:
@@ -229,7 +240,7 @@ class Sampling(Guard):
         if not self.settings.reads_word or self._book is None:
             return None
         book, order = self._book, self.order
-        return self._of_prompts(lambda: book.partly_missing_word(order), None)
+        return self._of_prompts(lambda: book.partly_missing_words(order), None)
 
     def _prompts_now(self) -> list[tuple[int, TokenizedPrompt]]:
         """For each picture the sub-prompt in force, and its tokens; empty where not known."""

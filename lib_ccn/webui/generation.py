@@ -22,7 +22,7 @@ from torch import Tensor
 from ..hooks import free_copy, put_in_front
 from ..hosts import a1111, forge
 from ..hosts.sampling import Sampling
-from ..images import decode_mask
+from ..images import decode_masks
 from ..outcome import Account
 from ..settings import Settings, SettingsError, fields, page_message
 from ..showable import showable
@@ -135,7 +135,7 @@ class Generation:
         self.on_end: list[Callable[[], None]] = []
         self._problem = request.problem
         self._inside = False
-        self._mask_image: Tensor | None = None
+        self._mask_images: dict[str | None, Tensor] = {}
         self._samplings: list[Sampling] = []
         self._strips: list[tuple[int, Image.Image]] = []
         self._words: list[str] = []
@@ -154,7 +154,7 @@ class Generation:
         if self._problem is None:
             try:
                 self.settings.check_usable()
-                self._mask_image = decode_mask(self.settings)
+                self._mask_images = decode_masks(self.settings)
             except SettingsError as error:
                 self._problem = page_message(error)
         if self._problem is None and self._host is None:
@@ -178,7 +178,7 @@ class Generation:
             len(x),
             cond,
             hires,
-            self._mask_image,
+            self._mask_images,
         )
         try:
             sampling.aside = self._host.attach(sampling)
@@ -309,7 +309,7 @@ class Generation:
             session = sampling.session
             if session is not None:
                 self.result.take(session, sampling.pictures)
-                self._write_words(session.place.words(sampling.pictures))
+                self._write_words(session.places.words(sampling.pictures))
         self._comment(before)
         for sampling in self._samplings:
             refusal = None if sampling.needless else sampling.refusal(sufficed)
@@ -326,7 +326,7 @@ class Generation:
 
     def _write_words(self, words: Sequence[str]) -> None:
         """Which word each picture's mask is from, where the method chose it."""
-        if self.settings.foreground_word or not any(words):
+        if all(layer.word for layer in self.settings.layers_in_front) or not any(words):
             return
         first = int(getattr(self.p, "iteration", 0)) * int(self.p.batch_size)
         self._words += [""] * (first + len(words) - len(self._words))

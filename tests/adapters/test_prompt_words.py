@@ -57,8 +57,8 @@ class TestWordsInSomeSteps:
     def test_what_is_said_is_true(self, texts, parts, word, missing, partly):
         found = book(texts, conditioning(*parts), word)
         for said, expected in (
-            (found.missing_word(), missing),
-            (found.partly_missing_word(), partly),
+            (found.missing_words(), missing),
+            (found.partly_missing_words(), partly),
         ):
             assert expected in (said or "")
             assert bool(said) is bool(expected)
@@ -76,7 +76,7 @@ class TestWordsInSomeSteps:
 
     def test_steps_are_the_samplers_own(self):
         cond = conditioning([[(20, 1), (40, 2)]])
-        assert "steps 10 to 19" in book(["a [cat|star]"], cond, "star").partly_missing_word(2)
+        assert "steps 10 to 19" in book(["a [cat|star]"], cond, "star").partly_missing_words(2)
 
     def test_the_hires_pass_is_named(self):
         cond = conditioning([[(10, 1), (20, 2)]])
@@ -84,22 +84,22 @@ class TestWordsInSomeSteps:
             ["a [cat|star]"],
             cond,
             Tokenizer(Engine()),
-            "star",
+            ["star"],
             lambda text: [text],
             schedules_of,
             hires=True,
         )
-        assert "in the prompt of the hires pass in steps" in found.partly_missing_word()
+        assert "in the prompt of the hires pass in steps" in found.partly_missing_words()
         found = PromptBook(
             ["a cat"],
             conditioning([[(9, 1)]]),
             Tokenizer(Engine()),
-            "star",
+            ["star"],
             str.split,
             str.split,
             True,
         )
-        assert found.missing_word() == "word 'star' is not in the prompt of the hires pass"
+        assert found.missing_words() == "word 'star' is not in the prompt of the hires pass"
 
 
 class TestEmbeddings:
@@ -124,9 +124,9 @@ class TestEmbeddings:
         tokenizer = Tokenizer(EngineWithEmbeddings({"moon": 2}))
         cond = conditioning([[(10, 1)]])
         found = PromptBook(
-            ["a moon sea"], cond, tokenizer, "moon", lambda text: [text], lambda text: [text]
+            ["a moon sea"], cond, tokenizer, ["moon"], lambda text: [text], lambda text: [text]
         )
-        assert found.missing_word() is None
+        assert found.missing_words() is None
         assert find_word(found.in_force(0)[0][1], tokenizer.encode("moon")) == [2, 3]
 
     def test_vectors_beyond_a_chunk_are_not_claimed(self):
@@ -144,17 +144,22 @@ class TestWhatCannotBeRead:
         cond = conditioning([[(10, 1)]], [[(10, 2)]])
         texts = ["a broken star", "a star"]
         found = PromptBook(
-            texts, cond, Tokenizer(PickyEngine()), "star", lambda text: [text], lambda text: [text]
+            texts,
+            cond,
+            Tokenizer(PickyEngine()),
+            ["star"],
+            lambda text: [text],
+            lambda text: [text],
         )
         (_, broken), (_, whole) = found.in_force(3)
         assert not broken.tokens
         assert "could not be read (KeyError" in broken.problem
         assert positions(whole, "star") == [2]
-        assert found.missing_word() == broken.problem
+        assert found.missing_words() == broken.problem
         automatic = PromptBook(
-            texts, cond, Tokenizer(PickyEngine()), "", lambda text: [text], lambda text: [text]
+            texts, cond, Tokenizer(PickyEngine()), [], lambda text: [text], lambda text: [text]
         )
-        assert automatic.missing_word() == broken.problem
+        assert automatic.missing_words() == broken.problem
 
     @pytest.mark.parametrize("parsed", [TypeError("signature"), [], ["a"], ["a", "b", "c"]])
     def test_the_hosts_parser(self, parsed):
@@ -165,13 +170,13 @@ class TestWhatCannotBeRead:
 
         edited = conditioning([[(5, 1), (10, 2)]], [[(10, 3)]])
         texts = ["a [cat:star:0.5]", "a star"]
-        found = PromptBook(texts, edited, Tokenizer(Engine()), "star", lambda text: [text], fails)
+        found = PromptBook(texts, edited, Tokenizer(Engine()), ["star"], lambda text: [text], fails)
         (_, unknown), _ = found.in_force(0)
         assert not unknown.tokens
-        assert "could not be read" in found.missing_word()
+        assert "could not be read" in found.missing_words()
         if parsed != ["a"]:
             assert positions(found.in_force(0)[1][1], "star") == [2], "it does not change"
-            found = PromptBook(texts, edited, Tokenizer(Engine()), "star", fails, schedules_of)
+            found = PromptBook(texts, edited, Tokenizer(Engine()), ["star"], fails, schedules_of)
             assert positions(found.in_force(0)[1][1], "star") == [2]
 
     def test_conditionings_of_another_structure_are_refused_with_a_sentence(self):

@@ -33,9 +33,9 @@ class TestPromptBook:
         chosen = [part for part, _ in book(texts, cond, "star").in_force(0)]
         assert chosen == [1, 0]
         assert [part for part, _ in book(texts, cond, "ship").in_force(0)] == [0, 0]
-        assert book(texts, cond, "star").missing_word() is None
-        assert book(texts, cond, "").missing_word() is None
-        assert "'ship' is not in the prompts" in book(texts, cond, "ship").missing_word()
+        assert book(texts, cond, "star").missing_words() is None
+        assert book(texts, cond, "").missing_words() is None
+        assert "'ship' is not in the prompts" in book(texts, cond, "ship").missing_words()
 
     def test_sub_prompts_are_told_apart_by_their_embeddings(self):
         prompts = book(["a sea AND a star"], conditioning([[(10, 1)], [(10, 2)]]))
@@ -106,7 +106,7 @@ class TestPromptsOfTheHost:
     def test_a_repeated_sub_prompt_counts_each_time(self, prompt_parser):
         p = SimpleNamespace(prompts=["a cat AND a dog AND a cat"], steps=1)
         cond = conditioning([[(1, 1)], [(1, 2)], [(1, 1)]])
-        found = prompt_book(p, cond, False, Tokenizer(Engine()), "dog")
+        found = prompt_book(p, cond, False, Tokenizer(Engine()), ["dog"])
         ((part, prompt),) = found.in_force(0)
         assert part == 1
         assert positions(prompt, "dog")
@@ -134,8 +134,8 @@ class TestPromptsOfTheHost:
         prompt_parser.get_learned_conditioning_prompt_schedules = namespace["parse"]
         p = SimpleNamespace(prompts=["a star"], hr_prompts=["a star"], steps=3)
         p.sampler_name = "Euler"
-        found = prompt_book(p, conditioning([[(3, 1)]]), hires, Tokenizer(Engine()), "star")
-        assert found.missing_word() is None
+        found = prompt_book(p, conditioning([[(3, 1)]]), hires, Tokenizer(Engine()), ["star"])
+        assert found.missing_words() is None
         assert told[0].get("base_steps", told[0].get("steps")) == 3
         assert told[0].get("hires_steps") == (3 if hires and "hires_steps" in takes else None)
         assert told[0].get("use_old_scheduling", False) is False
@@ -143,8 +143,8 @@ class TestPromptsOfTheHost:
     def test_the_hires_pass_has_its_own_prompts(self, prompt_parser):
         p = SimpleNamespace(prompts=["a star"], hr_prompts=["a sea"], steps=3, sampler_name="Euler")
         cond = conditioning([[(3, 1)]])
-        assert prompt_book(p, cond, False, Tokenizer(Engine()), "star").missing_word() is None
-        missing = prompt_book(p, cond, True, Tokenizer(Engine()), "star").missing_word()
+        assert prompt_book(p, cond, False, Tokenizer(Engine()), ["star"]).missing_words() is None
+        missing = prompt_book(p, cond, True, Tokenizer(Engine()), ["star"]).missing_words()
         assert missing == "word 'star' is not in the prompt of the hires pass"
 
     @pytest.mark.parametrize(
@@ -156,5 +156,5 @@ class TestPromptsOfTheHost:
     ):
         p = SimpleNamespace(hr_prompts=["a sea"], steps=4, firstpass_steps=8)
         p.sampler_name, p.hr_sampler_name, p.hr_second_pass_steps = sampler, hires_sampler, 3
-        prompt_book(p, conditioning([[(3, 1)]]), True, Tokenizer(Engine()), "")
+        prompt_book(p, conditioning([[(3, 1)]]), True, Tokenizer(Engine()), [])
         assert prompt_parser.asked == [(8, asked)]

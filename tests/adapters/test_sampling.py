@@ -139,11 +139,11 @@ def a_broken_book(at):
     """A book of prompts in which something goes wrong at one of its ends."""
 
     class Book:
-        def missing_word(self):
-            return 1 / 0 if at == "missing_word" else None
+        def missing_words(self):
+            return 1 / 0 if at == "missing_words" else None
 
-        def partly_missing_word(self, order):
-            return 1 / 0 if at == "partly_missing_word" else None
+        def partly_missing_words(self, order):
+            return 1 / 0 if at == "partly_missing_words" else None
 
         def in_force(self, step):
             if at == "in_force" or (at == "a later step" and step > 0):
@@ -181,7 +181,7 @@ class TestPromptsThatCannotBeRead:
         return [note for note in sampling.session.notes if "attention" not in note]
 
     @pytest.mark.parametrize(
-        "at", ["tokenizer", "making it", "missing_word", "partly_missing_word", "in_force"]
+        "at", ["tokenizer", "making it", "missing_words", "partly_missing_words", "in_force"]
     )
     def test_the_session_begins_and_says_so(self, monkeypatch, at):
         sampling = self.begin(monkeypatch, at)
@@ -215,7 +215,7 @@ class TestPromptsThatCannotBeRead:
             assert self.said(sampling) == []
 
     @pytest.mark.parametrize(
-        "at", ["tokenizer", "making it", "missing_word", "partly_missing_word", "in_force"]
+        "at", ["tokenizer", "making it", "missing_words", "partly_missing_words", "in_force"]
     )
     def test_strict_raises_where_one_is(self, monkeypatch, at):
         with pytest.raises((TypeError, ZeroDivisionError, KeyError)):

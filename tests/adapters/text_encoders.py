@@ -34,9 +34,14 @@ def schedules_of(text):
     return [head + option for option in tail.rstrip("]").split("|")] if bracket else [text]
 
 
-def book(texts, cond, word=""):
+def book(texts, cond, *words):
     return PromptBook(
-        texts, cond, Tokenizer(Engine()), word, lambda text: text.split(" AND "), schedules_of
+        texts,
+        cond,
+        Tokenizer(Engine()),
+        [*filter(None, words)],
+        lambda text: text.split(" AND "),
+        schedules_of,
     )
 
 

@@ -21,7 +21,7 @@ pytestmark = MARKS
 
 def chosen_word(control):
     """The foreground word of the latest generation's only prompt."""
-    (word,) = control.session.place.maps.word._decided.values()
+    (word,) = control.session.place.word._decided.values()
     return word
 
 

@@ -197,7 +197,7 @@ def test_generated_settings_are_malformed():
 def is_usable(settings):
     try:
         settings.check_usable()
-        decode_mask(settings)
+        decode_mask(settings.mask_image)
     except SettingsError:
         return False
     return True

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...families import FAMILIES
-from ...images import decode_mask
+from ...images import decode_masks
 from ...settings import Settings, SettingsError
 from . import flux, unet
 from .control import CrossControlNet
@@ -94,13 +94,16 @@ def cross_controlnet(
     family = family_of(pipe)
     chosen = FAMILIES[family].settings(settings)
     chosen.check_usable()
-    decode_mask(chosen)
+    decode_masks(chosen)
     nets = several(pipe).nets
     for name in ("foreground_unit", "background_unit"):
         number = getattr(chosen, name)
         # A single FLUX union ControlNet is as many units as it is given images.
         if number != "auto" and number >= len(nets) and (family != "flux" or len(nets) > 1):
             raise SettingsError(name, number, f"'auto' or 0 to {len(nets) - 1}")
+    for layer in chosen.layers:
+        if int(layer.unit) >= len(nets) and (family != "flux" or len(nets) > 1):
+            raise SettingsError("layers", layer.text(), f"units 0 to {len(nets) - 1}")
     check_belonging(pipe)
     kind = flux.FluxGeneration if family == "flux" else unet.UNetGeneration
     control = CrossControlNet(kind, pipe, chosen, prompt, weighted)

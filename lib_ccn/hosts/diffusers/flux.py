@@ -18,7 +18,7 @@ from diffusers.models import attention_dispatch
 from torch import Tensor
 
 from ...attention import SelfAttention
-from ...images import decode_mask
+from ...images import decode_masks
 from ...joint_attention import JointAttention
 from ...prompt import Token, TokenizedPrompt, strip_weights
 from ...session import Session
@@ -131,7 +131,7 @@ class FluxGeneration(Generation):
             units,
             prompts=prompts,
             encode=self.encode,
-            mask_image=decode_mask(self.settings),
+            mask_image=decode_masks(self.settings),
             steps=self.steps,
             attention=JOINT,
         )

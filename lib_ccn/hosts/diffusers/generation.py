@@ -244,26 +244,32 @@ class Generation(Guard, ABC):
         return prompts
 
     def _tokenized(self, texts: Sequence[str], tokens: int) -> TokenizedPrompt:
-        """The first of a prompt's texts that has the foreground word; the first, if none has."""
+        """The one of a prompt's texts that has the most foreground words; the first of such."""
         prompts = [self.tokenize(text, tokens) for text in texts]
-        return next((prompt for prompt in prompts if self._has_word(prompt)), prompts[0])
+        return max(prompts, key=lambda prompt: -len(self._lacking(prompt)))
 
-    def _has_word(self, prompt: TokenizedPrompt) -> bool:
-        word = self._sought(prompt)
-        return not word.text or bool(find_word(prompt, word.ids))
-
-    def _sought(self, prompt: TokenizedPrompt) -> Sought:
-        return Sought.of(self.settings.foreground_word, self.encode, prompt.literal)
+    def _lacking(self, prompt: TokenizedPrompt) -> list[Sought]:
+        """The foreground words that a prompt has not."""
+        wanted = [
+            Sought.of(word, self.encode, prompt.literal) for word in self.settings.given_words
+        ]
+        return [word for word in wanted if not find_word(prompt, word.ids)]
 
     def _check_word(self, prompts: Sequence[TokenizedPrompt]) -> None:
+        """With the setting `strict` a prompt has every word, and if none was named, it is known."""
         settings = self.settings
-        if settings.strict and settings.reads_word and not any(map(self._has_word, prompts)):
-            said = "the prompt is not known: name it as `prompt` of cross_controlnet"
-            if prompts:
-                said = why_missing(prompts[0], self._sought(prompts[0]))
-            raise SettingsError(
-                "foreground_word", settings.foreground_word, f"a word of the prompt; {said}"
-            )
+        if not (settings.strict and settings.reads_word):
+            return
+        said = "the prompt is not known: name it as `prompt` of cross_controlnet"
+        if prompts:
+            lacking = [self._lacking(prompt) for prompt in prompts]
+            everywhere = [word for word in lacking[0] if all(word in other for other in lacking)]
+            if not everywhere:
+                return
+            said = why_missing(prompts[0], everywhere[0])
+        name = "layers" if settings.layers else "foreground_word"
+        value = ", ".join(settings.given_words)
+        raise SettingsError(name, value, f"words of the prompt; {said}")
 
     def _close(self, early: bool) -> None:
         if self.session is not None:

@@ -11,7 +11,7 @@ from diffusers.models.controlnets.controlnet import ControlNetOutput
 from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 from torch import Tensor
 
-from ...images import decode_mask
+from ...images import decode_masks
 from ...prompt import Token, TokenizedPrompt, tokenize, with_names
 from ...session import Session
 from ...spelling import END_OF_WORD
@@ -91,7 +91,7 @@ class UNetGeneration(Generation):
             ],
             prompts=self.prompts(pictures, tokens),
             encode=self.encode,
-            mask_image=decode_mask(self.settings),
+            mask_image=decode_masks(self.settings),
             steps=self.steps,
         )
 
