@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
-from lib_ccn.foreground import CrossAttentionRecorder, word_scores, foreground_mask, word_map
+from lib_ccn.foreground import CrossAttentionRecorder, foreground_mask, word_map, word_scores
 
 LATENT = (64, 64)
 TOKENS, CHANNELS, HEADS = 256, 1280, 8

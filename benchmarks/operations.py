@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "fusion": {"inject": False},
     "whole, a word's mask": {"foreground_word": "x"},
     "whole, mask all ones": {"mask_source": "all"},
+    "layers and injection": {"foreground_word": "x", "fusion": "layers"},
 }
 FAMILIES = {"sd15": ("SD 1.5, 512x512", 64), "sdxl": ("SDXL, 1024x1024", 128)}
 UNITS, PICTURES = (2, 3), (1, 4)

@@ -323,8 +323,10 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
         )
         return
     metavar = {"choice": "|".join(setting.choices), "image": "FILE", "text": "WORD"}
+    metavar["layers"] = "LIST"
     metavar |= dict.fromkeys(("step", "unit"), "N")
     readers: dict[str, Callable[[str], Any]] = {"image": _read_mask, "choice": str, "text": str}
+    readers["layers"] = str
     group.add_argument(
         *options,
         dest=name,

@@ -17,9 +17,9 @@ from .schema import Setting, SettingsError
 
 LAYER_LIMIT = 10
 
-_ENTRY = re.compile(r"\s*(\d{1,3})(?:\s+([^(),]*?))?\s*(?:\(([^()]*)\))?\s*")
+_ENTRY = re.compile(r"\s*(\d{1,3})(?:\s+([^(),;]*?))?\s*(?:\(([^()]*)\))?\s*")
 _THRESHOLD = "threshold"
-_RESERVED = re.compile("[%,()]")
+_RESERVED = re.compile("[%,;()]")
 _TEXT = "text such as '0 dancer, 1 horse (silhouette)'"
 
 
@@ -158,8 +158,11 @@ class LayersSetting(Setting):
 
 
 def _split(text: str) -> list[str]:
-    """The entries of a text; commas in brackets are an entry's own."""
-    return re.split(r",(?![^()]*\))", text) if text.strip() else []
+    """The entries of a text; commas in brackets are an entry's own.
+
+    Semicolons will do too, as in a list whose own entries are such texts.
+    """
+    return re.split(r"[,;](?![^()]*\))", text) if text.strip() else []
 
 
 def _bracketed(details: list[str]) -> list[str]:

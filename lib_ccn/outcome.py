@@ -114,8 +114,10 @@ class Outcome:
         if self.settings.fusion == "sum":
             return "sum, as the host makes it"
         if not self.fused:
-            return "not fused"
+            return "layers, but all added up" if self.settings.fusion == "layers" else "not fused"
         how = f"{self.settings.fusion}, delta {self.settings.delta:g}"
+        if self.settings.fusion == "layers" and self.settings.foreground_gain != 1:
+            how = f"{how}, gain {self.settings.foreground_gain:g}"
         return how if self.fused == self.calls else f"{how}, in {self.fused} of {self.calls} calls"
 
     def injection(self, mask: str) -> str:
@@ -146,7 +148,9 @@ class Outcome:
         if not self.together:
             return ["nothing was fused: never were two units that can be fused active at once"]
         found = []
-        if self.settings.fusion != "sum" and not self.fused:
+        if self.settings.fusion == "layers" and not self.masked:
+            found.append("no unit had its place, so all were added up: there never was a mask")
+        elif self.settings.fusion != "sum" and not self.fused:
             found.append("nothing was fused: the units' residuals do not fit each other")
         if self.settings.inject and not self.injected and not self.explained:
             found.append(f"nothing was injected: {self._why_not_injected()}")

@@ -26,8 +26,8 @@ from .regions import sent
 from .settings import Settings
 from .units import Call, Unit
 
-# Half the width of the slope of a place's edge, in a word's map that is scaled to [0, 1].
-_FEATHER = 0.25
+# How far below the threshold a place ends, in a word's map that is scaled to [0, 1].
+_FADE = 0.5
 
 
 @dataclass(eq=False)
@@ -72,8 +72,8 @@ class Place:
     def softly(self, size: tuple[int, int]) -> Tensor:
         """How much of each pixel is in the place, [pictures, h, w] in [0, 1]; 0 if not usable.
 
-        A word's map is brought to `size` and then rises smoothly around the threshold, so that no
-        rim appears **[choice]**; what is drawn counts by its area.
+        All of the mask of a word is, and around it less and less, so that no rim appears and no
+        part of the object is left to who is behind **[choice]**; what is drawn counts by its area.
         """
         assert self.mask is not None
         assert self.usable is not None
@@ -82,7 +82,7 @@ class Place:
             return F.adaptive_avg_pool2d(self.mask[:, None].float(), size)[:, 0] * usable
         heat = F.interpolate(self.heat[:, None], size=size, mode="bilinear")[:, 0]
         threshold = self.layer.mask_threshold or 0.0
-        rise = ((heat - threshold) / (2 * _FEATHER) + 0.5).clamp(0, 1)
+        rise = ((heat - threshold) / _FADE + 1).clamp(0, 1)
         return rise.square() * (3 - 2 * rise) * usable
 
     def fronts(self) -> list[float]:

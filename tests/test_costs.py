@@ -7,7 +7,7 @@ from benchmarks.counting import count, counting
 from benchmarks.fusion import SDXL_SHAPES, SHAPES
 from benchmarks.operations import VARIANTS, bench, fusion_operations, step_counts
 
-PLAIN, _, FUSION, WORD, _ = VARIANTS
+PLAIN, _, FUSION, WORD, _, LAYERS = VARIANTS
 # Per family: of a plain step, of the fusion of one call's residuals.
 OPERATIONS = {"sd15": (4595, 150), "sdxl": (17238, 180)}
 RATIO = {"sd15": 1.05, "sdxl": 1.03}
@@ -27,21 +27,38 @@ def test_fusing_is_few_operations(family):
 
 def test_the_whole_method_is_little_more_than_the_plain_step(family):
     name, networks = family
-    plain, fused, word = (step_counts(networks, VARIANTS[of]) for of in (PLAIN, FUSION, WORD))
+    plain, fused, *words = (
+        step_counts(networks, VARIANTS[of]) for of in (PLAIN, FUSION, WORD, LAYERS)
+    )
     # Another number would mean that the step is another one, or diffusers is.
     assert plain.operations.total() == OPERATIONS[name][0]
     assert not plain.waits
     assert not fused.waits
-    assert word.operations.total() <= RATIO[name] * plain.operations.total()
-    assert word.waits.total() == 1, word.waits
+    for word in words:
+        assert word.operations.total() <= RATIO[name] * plain.operations.total()
+        assert word.waits.total() == 1, word.waits
 
 
+@pytest.mark.parametrize("of", [WORD, LAYERS])
 @pytest.mark.parametrize(("units", "most"), [(2, 1.06), (3, 1.09)])
-def test_pictures_with_masks_of_their_own(units, most):
+def test_pictures_with_masks_of_their_own(units, most, of):
     networks = bench("sd15", units, pictures=4)
-    plain, word = (step_counts(networks, VARIANTS[of]) for of in (PLAIN, WORD))
+    plain, word = (step_counts(networks, VARIANTS[name]) for name in (PLAIN, of))
     assert word.operations.total() <= most * plain.operations.total()
     assert word.waits.total() == 1, word.waits
+
+
+@pytest.mark.parametrize("units", [2, 3])
+def test_a_place_more_is_few_operations_more(units):
+    """Every unit in front, each with its own mask; the last one's too."""
+    networks = bench("sd15", units)
+    plain = step_counts(networks, None)
+    layers = [{"unit": n, "mask_source": "all", "word": ""} for n in range(units - 1)]
+    layers.append({"unit": units - 1, "word": "x", "mask_source": "word"})
+    settings = {"fusion": "layers", "layers": layers, "inject": False, "foreground_word": ""}
+    counts = step_counts(networks, settings)
+    assert counts.operations.total() <= 1.09 * plain.operations.total()
+    assert counts.waits.total() == 1, counts.waits
 
 
 def on_device(*shape, dtype=torch.float32):

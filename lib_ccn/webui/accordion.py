@@ -104,7 +104,7 @@ class Accordion:
             component.change(name_values, inputs, ours, **QUICK)
 
     def _build_advanced(self) -> None:
-        self._add_group("Fusion", "fusion", "delta")
+        self._add_group("Fusion", "fusion", "delta", "foreground_gain")
         self._add_group("Injection", "inject", "start_step", "start_layer")
         self._add_group("Mask", "mask_source", "mask_threshold", "mask_reduction")
         with gr.Column(visible=self._initial.get("mask_source") == "image") as image_column:
@@ -114,6 +114,7 @@ class Accordion:
                 image.label, f"{self._id}_mask_image"
             )
         self._add_group("Units", "foreground_unit", "background_unit", "foreground_word")
+        self._add_row("layers")
         with gr.Accordion("About Cross-ControlNet", open=False, elem_id=f"{self._id}_about"):
             gr.Markdown(_about())
         self._page["mask_source"].change(
@@ -145,7 +146,7 @@ class Accordion:
         if setting.kind == "step":
             steps = ["auto", *map(str, range(11))]
             return gr.Dropdown(choices=steps, allow_custom_value=True, **common)
-        if setting.kind == "text":
+        if setting.kind in ("text", "layers"):
             return gr.Textbox(max_lines=1, **common)
         return gr.Slider(setting.minimum, setting.maximum, step=setting.step, **common)
 

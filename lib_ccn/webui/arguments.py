@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..settings import TITLE, Settings, SettingsError, fields, page_message
@@ -124,7 +124,7 @@ def read(
         strict = named and args[0].get("strict") is True
         values = _named(args[0], presets, errors) if named else _positional(args)
         if axes:
-            values.update({"enabled": True, **axes})
+            values.update({"enabled": True, **_in_layers(values, axes)})
         elif not named and values["enabled"] is False:
             return Request(Settings())
         values["mask_image"] = _mask_image(values, errors)
@@ -212,6 +212,16 @@ def _preset(name: Any, presets: Presets | None) -> Mapping[str, Any]:
         return presets.load(name)
     except Exception as error:  # a store on a disk, so anything may be wrong with it
         raise SettingsError("preset", name, f"a preset that can be loaded ({error})") from error
+
+
+def _in_layers(values: Mapping[str, Any], axes: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's values; its foreground word is that of the layer in front, where there are some."""
+    layers = axes.get("layers", values.get("layers"))
+    if not layers or "foreground_word" not in axes:
+        return dict(axes)
+    first, *others = fields()["layers"].accept("layers", layers)
+    others = [replace(first, word=axes["foreground_word"]), *others]
+    return {**axes, "layers": others, "foreground_word": fields()["foreground_word"].default}
 
 
 def _positional(args: Sequence[Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ def page_value(name: str, value: Any) -> Any:
     setting = fields()[name]
     if setting.kind in ("step", "unit"):
         return str(value)
+    if setting.kind == "layers":
+        return setting.to_infotext(setting.accept(name, value))
     if setting.titles and value in setting.choices:
         return setting.titles[setting.choices.index(value)]
     return value

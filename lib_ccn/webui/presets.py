@@ -32,7 +32,7 @@ NAME_LIMIT = 80
 FILE_LIMIT = 64 * 1024
 COUNT_LIMIT = 500
 
-SCENE = ("foreground_unit", "background_unit", "foreground_word")
+SCENE = ("foreground_unit", "background_unit", "foreground_word", "layers")
 # What is left out says whether and how to run, not what the method does.
 PRESET_FIELDS = tuple(
     name for name in fields() if name not in ("enabled", "strict", "mask_image", "show_mask")
@@ -76,6 +76,7 @@ _PAPER: dict[str, Any] = {
     "mask_source": "word",
     "mask_threshold": 0.65,
     "mask_reduction": 4,
+    "foreground_gain": 1.0,
 }
 
 _BUILT_IN = (
@@ -84,6 +85,13 @@ _BUILT_IN = (
         _PAPER,
         "As in the paper, for Stable Diffusion 1.5: PixFusion + ChannelFusion, injection after a "
         "tenth of the steps.",
+        built_in=True,
+    ),
+    Preset(
+        "Layers",
+        {**_PAPER, "fusion": "layers", "inject": False},
+        "Each unit its place, by a word of the prompt: a unit in front counts alone there, and "
+        "elsewhere all are added as ControlNet does it.",
         built_in=True,
     ),
     Preset(
@@ -303,9 +311,9 @@ def _settings_of(values: Mapping[str, Any], version: Any = VERSION) -> dict[str,
         raise SettingsError("settings", values, "a mapping of names to values")
     taken = {k: v for k, v in values.items() if k in PRESET_FIELDS or k not in fields()}
     settings = Settings.from_dict({**taken, "version": version})
-    result = {name: getattr(settings, name) for name in METHOD}
-    scene = {name: getattr(settings, name) for name in SCENE}
-    return {**result, **{k: v for k, v in scene.items() if v != fields()[k].default}}
+    plain = settings.to_dict()
+    scene = {name for name in SCENE if getattr(settings, name) != fields()[name].default}
+    return {name: plain[name] for name in (*METHOD, *SCENE) if name in METHOD or name in scene}
 
 
 def _parse(path: Path) -> Preset:

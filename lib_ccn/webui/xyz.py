@@ -31,6 +31,8 @@ AXES = {
     "start_layer": "Start layer",
     "foreground_word": "Foreground word",
     "mask_threshold": "Mask threshold",
+    "layers": "Layers",
+    "foreground_gain": "Foreground gain",
 }
 
 # The plot expands ranges such as "0-1 (+0.1)" for exactly these two types.

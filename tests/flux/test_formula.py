@@ -180,12 +180,13 @@ def test_what_is_captured_is_bounded_and_let_go(pipe, monkeypatch):
     def watch(self, residuals):
         storages = {
             t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-            for pair in self._store.values()
+            for store in self._stores.values()
+            for pair in store.values()
             for t in pair
         }
         sizes.append(sum(storages.values()))
         result = own(self, residuals)
-        assert not self._store
+        assert not self._stores
         return result
 
     monkeypatch.setattr(Session, "fuse", watch)

@@ -71,6 +71,7 @@ def test_order_of_the_page() -> None:
         "enabled fusion delta inject start_step start_layer",
         "foreground_unit background_unit foreground_word",
         "mask_source mask_threshold mask_reduction mask_image show_mask",
+        "layers foreground_gain",
     )
     assert list(PAGE) == " ".join(rows).split()
 
@@ -81,7 +82,8 @@ def test_order_of_the_page() -> None:
 def test_values_come_in_the_order_of_the_page() -> None:
     image = base64.b64encode(b"picture").decode()
     given = [True, "pix", 0.4, False, 7, 2, 1, 0, "red fox", "image", 0.5, 2, image, True]
-    expected = dict(zip(PAGE, given, strict=True))
+    assert PAGE[len(given) :] == ("layers", "foreground_gain"), "new ones come last"
+    expected = dict(zip(PAGE, given, strict=False))
     assert read(given) == Request(Settings(**expected))
 
 
@@ -139,6 +141,7 @@ WRONG = {
     "step": ["both", True, 1.5, -1, ["auto"]],
     "unit": ["both", True, 1.5, ["auto"]],
     "text": [5, True, ["fox"], "nul\0", "x" * 10_000, "\ud800"],
+    "layers": [7, "x", [{"word": "a"}], {"unit": 0}, [0], "0 a, 0 b"],
     "image": [5, True, "not base64!", ["a"], {"image": "x"}, b"bytes"],
 }
 

@@ -33,12 +33,11 @@ class Host:
         return self.answers.get(sampling.hires)
 
 
-def a_place(words=lambda pictures: [""] * pictures):
-    return SimpleNamespace(
-        mask=torch.ones(1, 2, 2, dtype=torch.bool),
-        usable=torch.ones(1, dtype=torch.bool),
-        words=words,
+def some_places(words=lambda pictures: [""] * pictures):
+    place = SimpleNamespace(
+        mask=torch.ones(1, 2, 2, dtype=torch.bool), usable=torch.ones(1, dtype=torch.bool)
     )
+    return SimpleNamespace(all=[place], words=words)
 
 
 class P:
@@ -62,7 +61,8 @@ class P:
         if sampling and sampling.aside is None:
             session = SimpleNamespace(
                 notes=[],
-                place=a_place(),
+                places=some_places(),
+                place=some_places().all[0],
                 shortfalls=[],
                 ended_early=False,
                 outcome=Outcome(Settings()),
@@ -223,7 +223,7 @@ class TestWhatIsSaid:
 
     def test_the_automatic_word_is_written(self, host, monkeypatch):
         p = P(Generations())
-        word = {"place": a_place(lambda pictures: ["red (automatic)"] * pictures)}
+        word = {"places": some_places(lambda pictures: ["red (automatic)"] * pictures)}
         with_sessions(monkeypatch, p, word, {})
         generate(p, a_request())
         assert p.extra_generation_params[WORD] == "red (automatic)"
@@ -237,8 +237,8 @@ class TestWhatIsSaid:
         with_sessions(
             monkeypatch,
             p,
-            {"place": a_place(lambda pictures: ["red (automatic)", ""])},
-            {"place": a_place(lambda pictures: ["red (automatic)", "blue (automatic)"])},
+            {"places": some_places(lambda pictures: ["red (automatic)", ""])},
+            {"places": some_places(lambda pictures: ["red (automatic)", "blue (automatic)"])},
         )
         for p.iteration in range(2):
             p.sample()
@@ -247,7 +247,7 @@ class TestWhatIsSaid:
 
     def test_a_given_word_stands_there_already(self, host, monkeypatch):
         p = P(Generations())
-        with_sessions(monkeypatch, p, {"place": a_place(lambda pictures: ["star"])})
+        with_sessions(monkeypatch, p, {"places": some_places(lambda pictures: ["star"])})
         generate(p, a_request(foreground_word="star"))
         assert p.extra_generation_params[WORD] is None
         assert p.extra_generation_params["CCN foreground word"] == "star"

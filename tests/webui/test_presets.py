@@ -46,6 +46,7 @@ def put(store, file_name, content):
 def test_built_in_presets_are_complete_and_accepted(store):
     assert store.names() == [
         "Paper (SD 1.5)",
+        "Layers",
         "PixFusion only",
         "SDXL",
         "Complementary conditions",

@@ -18,6 +18,8 @@ LABELS = [
     "[CCN] Start layer",
     "[CCN] Foreground word",
     "[CCN] Mask threshold",
+    "[CCN] Layers",
+    "[CCN] Foreground gain",
 ]
 
 
