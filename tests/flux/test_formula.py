@@ -196,4 +196,4 @@ def test_what_is_captured_is_bounded_and_let_go(pipe, monkeypatch):
     assert sizes[0] == 0
     assert 2 * layers * tokens * channels * word < sizes[1]
     assert sizes[1] <= 2 * layers * (text + tokens) * channels * word
-    assert not control.session.place._regions
+    assert not control.session.places._made
