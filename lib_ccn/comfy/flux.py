@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-
 from comfy.ldm.flux import math as flux_math
+from torch import Tensor, nn
 
 from ..attention import SelfAttention
 from ..hooks import BY_COMPILATION, COMPILED, answered, compiled_within, put_in_front
