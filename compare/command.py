@@ -13,7 +13,7 @@ from . import host
 from .client import Client, WebUIError
 from .comparison import Comparison
 from .made import MakeError, Maker, Sampling
-from .nets import WELL_KNOWN, NetError, find, named
+from .nets import WELL_KNOWN, NetError, find, is_union, named
 from .options import Options
 from .page import page
 from .pairs import METHODS, PAIRS, PLAIN, Pair, methods_for
@@ -56,14 +56,14 @@ def _prepared(options: Options) -> Comparison:
     wanted = [PAIRS[name] for name in options.pairs]
     possible = [pair for pair in wanted if all(kind in maker.nets for kind in pair.kinds)]
     known = methods_for(rules)
-    missing = _missing_nets(options, maker, wanted)
-    missing += [
-        f"{METHODS[name].title}: the WebUI's Cross-ControlNet does not know it"
+    notices = _about_nets(options, maker, wanted)
+    notices += [
+        f"left out: {METHODS[name].title}, as the WebUI's Cross-ControlNet does not know it"
         for name in methods_for()
         if name in options.methods and name not in known
     ]
-    for sentence in missing:
-        print(f"left out: {sentence}")
+    for sentence in notices:
+        print(sentence)
     if not possible:
         raise NetError(
             "there is nothing to compare: a pair needs two ControlNets. If the names of yours do "
@@ -71,16 +71,22 @@ def _prepared(options: Options) -> Comparison:
         )
     methods = [name for name in options.methods if name in known]
     seeds = range(options.seed, options.seed + options.seeds)
-    return Comparison(possible, methods, seeds, maker, maker.about(), missing)
+    return Comparison(possible, methods, seeds, maker, maker.about(), notices)
 
 
-def _missing_nets(options: Options, maker: Maker, wanted: list[Pair]) -> list[str]:
+def _about_nets(options: Options, maker: Maker, wanted: list[Pair]) -> list[str]:
+    """What is left out for want of a ControlNet; what union ControlNets are not told."""
     told = []
     for kind in dict.fromkeys(kind for pair in wanted for kind in pair.kinds):
         if kind not in maker.nets:
             names = ", ".join(pair.name for pair in wanted if kind in pair.kinds)
             known = WELL_KNOWN[options.family][kind]
-            told.append(f"{names}: there is no ControlNet for {kind}, such as {known}")
+            told.append(f"left out: {names}: there is no ControlNet for {kind}, such as {known}")
+    if options.webui is not None and any(map(is_union, maker.nets.values())):
+        told.append(
+            "a union ControlNet: AUTOMATIC1111 and Forge Neo are told which kind of condition it "
+            "gets, other WebUIs cannot be"
+        )
     return told
 
 

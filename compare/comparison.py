@@ -46,7 +46,7 @@ class Comparison:
         seeds: of every pair and method.
         about: the machine, versions and models, by what they are.
         maker: who makes the pictures.
-        missing: what was left out and why, a sentence each.
+        notices: what is to be known beforehand, such as what is left out; a sentence each.
         rows: the last may lack methods, if it was broken off.
     """
 
@@ -55,7 +55,7 @@ class Comparison:
     seeds: Sequence[int]
     maker: Maker
     about: Mapping[str, str]
-    missing: Sequence[str] = ()
+    notices: Sequence[str] = ()
     rows: list[Row] = field(default_factory=list)
 
     def run(self, store: Store) -> None:
@@ -70,6 +70,8 @@ class Comparison:
         with step_bar(total) as bar:
             for pair in self.pairs:
                 conditions = pair.conditions(self.maker.sampling.size)
+                for (kind, name), condition in zip(pair.ends, conditions, strict=True):
+                    store.keep_condition(f"{kind}-{name}", condition)
                 for seed in self.seeds:
                     row = Row(pair, seed)
                     self.rows.append(row)

@@ -11,13 +11,33 @@ from .client import Client, NotThereError, WebUIError
 # The first that a WebUI has is taken where the user names none; the paper's comes first.
 SAMPLERS = ("UniPC", "DPM++ 2M", "Euler")
 # Switches that matter for pictures or time. Others may hold paths, names or passwords.
-_TOLD_FLAGS = (
-    *("xformers", "opt_sdp_attention", "opt_sdp_no_mem_attention", "opt_split_attention"),
-    *("opt_sub_quad_attention", "lowvram", "medvram", "medvram_sdxl", "no_half", "upcast_sampling"),
-    *("always_cpu", "cpu", "all_in_fp32", "all_in_fp16", "unet_in_bf16", "bf16_unet"),
-    *("always_low_vram", "always_no_vram", "always_high_vram", "always_gpu", "cuda_malloc"),
-    *("attention_pytorch", "attention_split", "use_pytorch_cross_attention", "cuda_stream"),
-)
+_TOLD_FLAGS = [
+    "--xformers",
+    "--opt-sdp-attention",
+    "--opt-sdp-no-mem-attention",
+    "--opt-split-attention",
+    "--opt-sub-quad-attention",
+    "--lowvram",
+    "--medvram",
+    "--medvram-sdxl",
+    "--no-half",
+    "--upcast-sampling",
+    "--always-cpu",
+    "--cpu",
+    "--all-in-fp32",
+    "--all-in-fp16",
+    "--unet-in-bf16",
+    "--bf16-unet",
+    "--always-low-vram",
+    "--always-no-vram",
+    "--always-high-vram",
+    "--always-gpu",
+    "--cuda-malloc",
+    "--attention-pytorch",
+    "--attention-split",
+    "--use-pytorch-cross-attention",
+    "--cuda-stream",
+]
 
 
 def known_rules(client: Client) -> list[str]:
@@ -94,7 +114,9 @@ def about(client: Client) -> dict[str, str]:
     torch = torch if isinstance(torch, dict) else {}
     memory = _read(client, "/sdapi/v1/memory").get("cuda")
     video = memory.get("system", {}).get("total") if isinstance(memory, dict) else None
-    flags = _read(client, "/sdapi/v1/cmd-flags")
+    # Not /sdapi/v1/cmd-flags: where --port is given, Forge's fails, and says so on its console.
+    words = system.get("Commandline")
+    given = {str(word) for word in words} if isinstance(words, list) else set()
     told = {
         "made by": "a WebUI, through its API",
         "WebUI": str(system.get("Version") or ""),
@@ -103,7 +125,7 @@ def about(client: Client) -> dict[str, str]:
         "PyTorch": str(torch.get("torch_version") or ""),
         "Python": str(system.get("Python") or ""),
         "system": str(system.get("Platform") or ""),
-        "switches": ", ".join(name for name in _TOLD_FLAGS if flags.get(name) is True),
+        "switches": " ".join(flag for flag in _TOLD_FLAGS if flag in given),
     }
     return {name: showable(text, 200) for name, text in told.items() if text}
 

@@ -72,11 +72,6 @@ class Net:
     family: str
     rank: tuple[object, ...]
 
-    @property
-    def union(self) -> bool:
-        """Whether it has to be told which kind of condition it gets."""
-        return is_union(self.name)
-
 
 class NetError(Exception):
     """The ControlNets do not suffice, or a named one is not there; the message says which."""

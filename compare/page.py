@@ -67,7 +67,7 @@ def _summary(comparison: Comparison) -> str:
     ]
     told = "".join(
         f'<div class="told"><h3>{title}</h3><ul>{_items(lines)}</ul></div>'
-        for title, lines in (("Left out", comparison.missing), ("Remarks", comparison.remarks()))
+        for title, lines in (("Notices", comparison.notices), ("Remarks", comparison.remarks()))
         if lines
     )
     return (

@@ -36,11 +36,16 @@ class Pair:
         """The kinds of the conditions, the one in front first."""
         return self.front[0], self.back[0]
 
+    @property
+    def ends(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Kind and name of both drawings, the one in front first."""
+        return self.front, self.back
+
     def conditions(self, size: tuple[int, int]) -> list[Image.Image]:
         """Both as RGB pictures of that (width, height), the one in front first."""
         from .drawing import DRAWN
 
-        return [DRAWN[kind](name, size) for kind, name in (self.front, self.back)]
+        return [DRAWN[kind](name, size) for kind, name in self.ends]
 
 
 _DAY = "natural light, detailed photograph"

@@ -76,7 +76,7 @@ def text(comparison: Comparison) -> str:
     for method in comparison.methods:
         if method != PLAIN:
             lines.append(f"{METHODS[method].title}: `{method_settings(comparison, method)}`")
-    for title, told in (("Left out", comparison.missing), ("Remarks", comparison.remarks())):
+    for title, told in (("Notices", comparison.notices), ("Remarks", comparison.remarks())):
         if told:
             lines += ["", f"{title}:", *(f"- {_cell(one)}" for one in told[:_REMARKS])]
             if len(told) > _REMARKS:

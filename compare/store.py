@@ -13,7 +13,7 @@ from PIL import Image
 
 from .made import Made
 
-PICTURES = "pictures"
+PICTURES, CONDITIONS = "pictures", "conditions"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ class Store:
         }
         write_text(note, json.dumps(record, indent=1) + "\n")
         return Kept(picture, None if made.strip is None else strip, record)
+
+    def keep_condition(self, name: str, condition: Image.Image) -> None:
+        """Write a condition, for whoever wants to use it elsewhere; raises OSError."""
+        folder = self.folder.with_name(CONDITIONS)
+        folder.mkdir(exist_ok=True)
+        _write_picture(folder / f"{name}.png", condition)
 
     def _paths(self, name: str) -> tuple[Path, Path, Path]:
         return (

@@ -54,7 +54,7 @@ class WebUI:
         )
         self._none = host.no_module(client)
         self._overheads: dict[str, float] = {}
-        self._task = ""
+        self._task = self._space = ""
         self._checkpoint = host.checkpoint(client)
 
     def identity(self) -> dict[str, Any]:
@@ -118,11 +118,13 @@ class WebUI:
 
     def _generate(self, body: Mapping[str, Any], job: Job) -> tuple[dict[str, Any], float]:
         self._task = f"task(ccn-{uuid.uuid4().hex})"
+        # The host keeps the encoded texts of the request before; none shall be spared its own.
+        self._space = "" if self._space else " "
+        texts = {name: body[name] + self._space for name in ("prompt", "negative_prompt")}
+        asked = {**body, **texts, "force_task_id": self._task}
         began = time.monotonic()
         try:
-            answer = self.client.call(
-                "/sdapi/v1/txt2img", {**body, "force_task_id": self._task}, PICTURE_SECONDS
-            )
+            answer = self.client.call("/sdapi/v1/txt2img", asked, PICTURE_SECONDS)
         except WebUIError as error:
             where = f"{job.pair.name}, {job.method}: "
             raise MakeError(where + str(error) + self._hint(str(error), body)) from error

@@ -18,12 +18,12 @@ CONTROLNETS = [
     *("control_v11p_sd15_canny [d14c016b]", "t2iadapter_depth_sd15v2 [e1f51eb9]"),
     *("diffusers_xl_depth_full [2f51180b]", "thibaud_xl_openpose [c7b9cadd]"),
 ]
-FLAGS = {"api": True, "xformers": True, "api_auth": "me:secret", "ckpt": "/home/me/secret"}
 SYSTEM = {
     "Version": "v1.10.1",
     "Python": "3.10.6",
     "Platform": "Windows-10",
     "Data path": "C:\\Users\\me",
+    "Commandline": ["launch.py", "--xformers", "--api-auth", "me:secret", "--ckpt", "/home/me/x"],
     "Torch env info": {"torch_version": "2.1.2+cu121", "nvidia_gpu_models": ["GPU 0: RTX 3060"]},
 }
 
@@ -115,6 +115,7 @@ def generation(body):
 
 def picture(body, size):
     plain = {name: value for name, value in body.items() if name != "force_task_id"}
+    plain |= {name: body[name].strip() for name in ("prompt", "negative_prompt")}
     seed = hash(json.dumps(plain, sort_keys=True)) % 200
     image = Image.linear_gradient("L").resize(size).point(lambda v: v // 2 + seed // 2)
     file = io.BytesIO()
@@ -126,7 +127,6 @@ USUAL = {
     "/sdapi/v1/samplers": [{"name": "Euler"}, {"name": "UniPC"}],
     "/sdapi/v1/options": {"sd_model_checkpoint": "v1-5-pruned.safetensors [6ce0161689]"},
     "/sdapi/v1/memory": {"ram": {}, "cuda": {"system": {"total": 12 * 2**30}}},
-    "/sdapi/v1/cmd-flags": FLAGS,
     "/internal/sysinfo": SYSTEM,
     "/cross-controlnet/v1/schema": schema(),
     "/controlnet/model_list": {"model_list": CONTROLNETS},

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 
@@ -48,10 +49,9 @@ class TestRequests:
         plain, fused, whole, *again = server.generated
         assert [body["seed"] for body in server.generated] == [7, 7, 7, 8, 8, 8]
         for body in (fused, whole):
-            left_out = ("alwayson_scripts", "force_task_id")
-            assert {k: v for k, v in body.items() if k not in left_out} == {
-                k: v for k, v in plain.items() if k not in left_out
-            }
+            for name in set(plain) - {"alwayson_scripts", "force_task_id"}:
+                same = [str(one[name]).strip() for one in (body, plain)]
+                assert same[0] == same[1], name
             assert units_of(body) == units_of(plain) == units_of(again[0])
         settings = [
             body["alwayson_scripts"]["Cross-ControlNet"]["args"] for body in server.generated[:3]
@@ -63,6 +63,16 @@ class TestRequests:
         assert settings[2][0].items() >= word.items()
         known = schema()["properties"]
         assert all(set(one) <= set(known) for (one,) in settings)
+
+    def test_no_request_finds_its_texts_encoded_by_the_one_before(self, server, tmp_path):
+        """A WebUI keeps those of the last request, by their letters; encoding belongs to a time."""
+        run(server, tmp_path, "--pairs", "standing-room", "--seeds", "2")
+        asked = [body for path, body in server.asked if path == "/sdapi/v1/txt2img"]
+        assert len(asked) == 2 + 6
+        for name in ("prompt", "negative_prompt"):
+            texts = [body[name] for body in asked]
+            assert len({text.rstrip() for text in texts}) == 1
+            assert all(one != other for one, other in itertools.pairwise(texts))
 
     def test_units_are_as_both_kinds_of_webui_take_them(self, server, tmp_path):
         run(server, tmp_path, "--pairs", "standing-room")
@@ -84,9 +94,10 @@ class TestRequests:
     def test_a_union_is_told_what_it_gets(self, server, tmp_path):
         names = {"model_list": ["xinsir_controlnet_union_promax [9460e4db]"]}
         server.answers["/controlnet/model_list"] = names
-        run(server, tmp_path, "--sdxl", "--pairs", "standing-street")
+        said = run(server, tmp_path, "--sdxl", "--pairs", "standing-street")
         told = [unit["union_control_type"] for unit in units_of(server.generated[0])]
         assert told == ["OpenPose", "Segmentation"]
+        assert "other WebUIs cannot be" in said
 
     def test_only_the_address_given_is_asked(self, server, tmp_path):
         run(server, tmp_path)
@@ -98,8 +109,8 @@ class TestRequests:
         server.answers["/cross-controlnet/v1/schema"] = known
         said = run(server, tmp_path, "--pairs", "standing-room")
         assert len(server.generated) == 2
-        assert "left out: MaxFusion: the WebUI" in capsys.readouterr().out
-        assert "MaxFusion: the WebUI&#x27;s Cross-ControlNet does not know it" in said
+        assert "left out: MaxFusion, as the WebUI" in capsys.readouterr().out
+        assert "MaxFusion, as the WebUI&#x27;s Cross-ControlNet does not know it" in said
 
     def test_methods_are_those_that_the_settings_know(self):
         here = methods_for()
@@ -117,7 +128,7 @@ class TestFinding:
         assert "t2i" not in told
         assert re.search(r"left out: .*vase-room: there is no ControlNet for seg, such as", told)
         assert "there is no ControlNet for seg" in said
-        asked = {body["prompt"] for body in server.generated}
+        asked = {body["prompt"].strip() for body in server.generated}
         assert asked == {pair.prompt for pair in PAIRS.values() if "seg" not in pair.kinds}
 
     def test_sdxl_has_models_and_a_size_of_its_own(self, server, tmp_path):
@@ -144,6 +155,8 @@ class TestResuming:
         assert run(server, tmp_path, *self.PAIR) == first
         assert len(server.generated) == count
         assert not list(tmp_path.rglob("*.part"))
+        conditions = sorted(path.name for path in (tmp_path / "conditions").iterdir())
+        assert conditions == ["depth-room.png", "openpose-standing.png"]
 
     @pytest.mark.parametrize(
         ("words", "made"),
