@@ -30,7 +30,7 @@ from .options import (
     sampling_of,
     weights_dtype,
 )
-from .pairs import DrawnPairs, Source
+from .pairs import CONFLICT, DrawnPairs, Source
 from .processes import ProcessError, Processes, launch, launched
 from .runner import Job, RunError, Sampling, Worker, is_done, jobs, share
 from .scorers import ScorerError, Scorers
@@ -117,6 +117,8 @@ def prepare(given: argparse.Namespace, sampling: Sampling, device: str) -> Worke
         source.cases = tuple(case for case in source.cases if case in given.cases)
         if not source.cases:
             raise RunError(f"--cases: {given.pairs} has no pairs of {', '.join(given.cases)}")
+        # Where only the others are made, they need the pictures that would be shared.
+        source.shared_foreground = source.shared_foreground and CONFLICT in source.cases
     return Worker(pipe, source, sampling)
 
 

@@ -57,6 +57,15 @@ def test_pairs_without_masks_and_references_are_enough(folder, tmp_path):
     assert "true object" not in text
 
 
+@pytest.mark.parametrize("cases", [["complementary"], ["conflict", "complementary"]])
+def test_chosen_cases_have_all_pictures_that_they_show(cases):
+    """The foreground unit's own is made once, with the conflicting pairs, if those are there."""
+    given = build_parser().parse_args(["--cases", *cases])
+    source = command.prepare(given, QUICK, "cpu").source
+    made = [job.plan.case for job in jobs(source, 1, 0, (), 24) if "unit 0" in job.keys]
+    assert made == cases[:1]
+
+
 def test_a_failed_start_does_not_stand_in_the_way_of_the_next(model, folder, tmp_path, capsys):
     options = ["--pairs", str(folder), "--out", str(tmp_path / "out"), "--report"]
     assert command.main(["--model", "./nowhere", *options]) == 1
