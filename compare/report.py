@@ -61,7 +61,7 @@ def method_settings(comparison: Comparison, method: str) -> str:
     values = full_settings(asked)
     if values.get("foreground_word"):
         values["foreground_word"] = "each pair's"
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value != "")
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in ("", []))
 
 
 def text(comparison: Comparison) -> str:

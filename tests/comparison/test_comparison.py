@@ -19,7 +19,7 @@ from comparison.fake_webui import FakeWebUI, generation
 from lib_ccn.settings import fields
 from lib_ccn.webui.api import schema
 
-QUICK = ["--size", "64", "--seeds", "1", "--steps", "5"]
+QUICK = ["--size", "64", "--seeds", "1", "--steps", "5", "--methods", "sum,max,full"]
 
 
 def run(server, folder, *words):
@@ -111,6 +111,18 @@ class TestRequests:
         assert len(server.generated) == 2
         assert "left out: MaxFusion, as the WebUI" in capsys.readouterr().out
         assert "MaxFusion, as the WebUI&#x27;s Cross-ControlNet does not know it" in said
+
+    def test_every_method_is_tried_if_none_is_named(self, server, tmp_path):
+        words = ["--size", "64", "--seeds", "1", "--steps", "5", "--pairs", "standing-room"]
+        assert main(["--webui", server.url, "--out", str(tmp_path), *words]) == 0
+        asked = [
+            body["alwayson_scripts"]["Cross-ControlNet"]["args"][0] for body in server.generated
+        ]
+        assert [one.get("fusion") for one in asked] == [None, "max", "pix+channel", "layers"]
+        assert asked[3]["foreground_word"] == "woman"
+        said = (tmp_path / "compare.html").read_text("utf-8")
+        assert "Layers: what was done" in said
+        assert "fusion layers" in said
 
     def test_methods_are_those_that_the_settings_know(self):
         here = methods_for()

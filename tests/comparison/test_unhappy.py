@@ -19,6 +19,7 @@ from comparison.fake_webui import FakeWebUI, generation
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--size", "64", "--seeds", "1", "--steps", "5", "--pairs", "standing-room"]
+QUICK += ["--methods", "sum,max,full"]
 
 
 @pytest.fixture
