@@ -26,8 +26,8 @@ SIZES = {SD15: 512, SDXL: 1024}
 TEXT = f"""\
 See on your own models what Cross-ControlNet does: pairs of conditions that contradict each other,
 drawn here (a skeleton in front of a depth map that knows nobody, ...), with the plain sum of the
-two ControlNets, MaxFusion and the whole method, from the same seeds; side by side on one page with
-the time of a step.
+two ControlNets, MaxFusion, the whole method and layers, from the same seeds; side by side on one
+page with the time of a step.
 
 Either a running WebUI makes the pictures (--webui; start it with --api, and choose the checkpoint
 there), or diffusers does (--model and --controlnet). Of a WebUI's ControlNets those for

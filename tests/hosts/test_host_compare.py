@@ -52,6 +52,7 @@ def test_every_picture_is_that_of_a_request_by_hand(host, made, figures):
         "sum": body,
         "max": using(body, {"fusion": "max", "inject": False}),
         "full": using(body, {"foreground_word": PAIR.word}),
+        "layers": using(body, {"fusion": "layers", "foreground_word": PAIR.word}),
     }
     pictures = {}
     for name, request in asked.items():
@@ -68,6 +69,7 @@ def test_every_picture_is_that_of_a_request_by_hand(host, made, figures):
     assert pictures["sum"].std() > 2
     assert (pictures["sum"] != pictures["full"]).any()
     assert (pictures["max"] != pictures["full"]).any()
+    assert (pictures["layers"] != pictures["full"]).any()
 
 
 def test_it_tells_what_was_done_and_shows_it(host, made):
