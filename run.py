@@ -171,10 +171,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     program, more, text = COMMANDS[name]
     words = [str(root / word) if "/" in word else word for word in program.split()] + rest
     # A browser is driven, or a ComfyUI's websocket is listened to.
-    driven = any(word.startswith(("--page", "--comfy")) for word in rest)
-    page = ["page"] * (name == "hosttest" and driven)
+    page = name == "hosttest" and any(word.startswith(("--page", "--comfy")) for word in rest)
     light = name == "compare" and "--model" not in " ".join(rest)  # a WebUI does the work
-    groups = ["compare"] if light else ["compare", "torch", "demo", *more.split(), *page]
+    groups = ["compare", *["torch", "demo"] * (not light), *more.split(), *["page"] * page]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what we run is ended with us
     environment = Environment(root)
     try:
