@@ -143,7 +143,8 @@ def _behind(g: Graph, fuse: Fuse) -> None:
     g.unit("c", 2)
 
 
-def _windows(g: Graph, fuse: Fuse) -> None:
+def in_windows(g: Graph) -> None:
+    """The model looks at two pictures of a batch at a time."""
     g.model = g.out(
         "ContextWindowsManual",
         model=g.model,
@@ -160,6 +161,10 @@ def _windows(g: Graph, fuse: Fuse) -> None:
         cond_retain_index_list="",
         latent_retain_index_list="",
     )
+
+
+def _windows(g: Graph, fuse: Fuse) -> None:
+    in_windows(g)
     fuse(g.two())
 
 
