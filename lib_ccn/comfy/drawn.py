@@ -27,7 +27,7 @@ class Drawn:
 
     Attributes:
         strips: [B, h, w, 3], each picture with its mask and who won where.
-        masks: [B, H, W], zeros where no mask is known.
+        masks: [layers * B, H, W], front to back, zeros where no mask is known.
         winners: [B, H, W, 3], dark where nothing is known.
         summary: in words.
     """
@@ -53,7 +53,8 @@ class Drawn:
 
     @classmethod
     def _of(cls, report: Report, images: Tensor) -> Drawn:
-        result = next(iter(report.results()), Result())
+        record = report.shown()
+        result = Result() if record is None else record.result
         pictures = [_picture(image) for image in images]
         size = (int(images.shape[1]), int(images.shape[2]))
         count = len(pictures)
@@ -61,7 +62,7 @@ class Drawn:
             result.said = [f"{note}." for note in report.notes]
         return cls(
             _batch([result.strip(picture, n) for n, picture in enumerate(pictures)]),
-            torch.stack([_mask(result, n, size) for n in range(count)]),
+            _masks([] if record is None else record.masks, count, size),
             _batch([_winners(result, n, size) for n in range(count)]),
             report.account().line(),
         )
@@ -72,11 +73,16 @@ def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(np.asarray(values, dtype=np.uint8))
 
 
-def _mask(result: Result, number: int, size: tuple[int, int]) -> Tensor:
-    mask = result.masks[number] if number < len(result.masks) else None
-    if mask is None:
-        return torch.zeros(size)
-    return functional.interpolate(mask[None, None].float().cpu(), size, mode="nearest")[0, 0]
+def _masks(places: Sequence[Tensor | None], count: int, size: tuple[int, int]) -> Tensor:
+    found = []
+    for place in places or [None]:
+        known = 0 if place is None else min(count, len(place))
+        masks = torch.zeros(count, *size)
+        if place is not None and known:
+            coarse = place[:known, None].float().cpu()
+            masks[:known] = functional.interpolate(coarse, size, mode="nearest")[:, 0]
+        found.append(masks)
+    return torch.cat(found)
 
 
 def _winners(result: Result, number: int, size: tuple[int, int]) -> Image.Image:

@@ -11,7 +11,7 @@ from ..hosts.linked_list import in_order
 from ..settings import SettingsError, fields, page_message
 from .control import fuse
 from .drawn import Drawn
-from .plan import ANY_UNIT, AUTOMATIC, MASK_SOURCES, Report, plan_of
+from .plan import ANY_UNIT, AUTOMATIC, MASK_SOURCES, InFront, Report, booleans, plan_of
 from .words import PromptWord
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 CATEGORY = "conditioning/controlnet"
 Word = io.Custom("CROSS_CONTROLNET_WORD")
 Told = io.Custom("CROSS_CONTROLNET_REPORT")
+Layers = io.Custom("CROSS_CONTROLNET_LAYERS")
 
 _NONE = object()  # what a socket has that nothing is connected to
 
@@ -90,6 +91,12 @@ class ApplyCrossControlNet(io.ComfyNode):
                     tooltip=_help("mask_threshold"),
                     optional=True,
                 ),
+                Layers.Input(
+                    "layers",
+                    optional=True,
+                    tooltip="From Cross-ControlNet layer nodes: several ControlNets in front. They "
+                    "say who is in front then, and the word node's prompt is where words are read.",
+                ),
                 _unit_input("foreground_unit"),
                 _unit_input("background_unit"),
                 io.Float.Input(
@@ -141,6 +148,16 @@ class ApplyCrossControlNet(io.ComfyNode):
                     advanced=True,
                     optional=True,
                 ),
+                io.Float.Input(
+                    "foreground_gain",
+                    default=float(choices["foreground_gain"].default),
+                    min=float(choices["foreground_gain"].minimum),
+                    max=float(choices["foreground_gain"].maximum),
+                    step=0.05,
+                    tooltip=_help("foreground_gain"),
+                    advanced=True,
+                    optional=True,
+                ),
                 io.Boolean.Input(
                     "record",
                     default=True,
@@ -181,6 +198,65 @@ class ApplyCrossControlNet(io.ComfyNode):
         for note in report.notes:
             log.warning("Cross-ControlNet: %s", note)
         return io.NodeOutput(positive, negative, report)
+
+
+class CrossControlNetLayer(io.ComfyNode):
+    """One ControlNet in front of others."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        threshold = fields()["mask_threshold"]
+        return io.Schema(
+            node_id="CrossControlNetLayer",
+            display_name="Cross-ControlNet layer",
+            category=CATEGORY,
+            description="A ControlNet in front of others, with its place: where its word or its "
+            "mask is, else where Apply Cross-ControlNet says. Chain several, from front to back.",
+            search_aliases=["cross controlnet layer", "ccn layer", "several foregrounds"],
+            inputs=[
+                io.Int.Input(
+                    "unit",
+                    default=0,
+                    min=0,
+                    max=int(fields()["foreground_unit"].maximum),
+                    tooltip="Which ControlNet, counted from 0, the first that was applied.",
+                ),
+                io.String.Input(
+                    "word",
+                    default="",
+                    tooltip="What it shows, by a word of the prompt of the Foreground word node.",
+                ),
+                Layers.Input("in_front", optional=True, tooltip="Layers in front of this one."),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="White where it is, in place of a word."
+                ),
+                io.Float.Input(
+                    "mask_threshold",
+                    default=float(threshold.default),
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip=threshold.help,
+                    advanced=True,
+                    optional=True,
+                ),
+            ],
+            outputs=[Layers.Output(display_name="layers")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        unit: int,
+        word: str,
+        in_front: tuple[InFront, ...] = (),
+        mask: Any = None,
+        mask_threshold: float | None = None,
+    ) -> io.NodeOutput:
+        """Put it behind the others."""
+        own = None if mask is None else booleans(mask)
+        return io.NodeOutput((*(in_front or ()), InFront(unit, word, own, mask_threshold)))
 
 
 class ForegroundWord(io.ComfyNode):
@@ -242,9 +318,7 @@ class CrossControlNetReport(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="strip", tooltip="Picture, mask, and who won where."),
-                io.Mask.Output(
-                    display_name="mask", tooltip="The foreground; nothing where unknown."
-                ),
+                io.Mask.Output(display_name="mask", tooltip="The foreground, of each layer."),
                 io.Image.Output(display_name="winners", tooltip="Who won where, in colours."),
                 io.String.Output(display_name="summary"),
             ],
@@ -265,7 +339,7 @@ class CrossControlNetExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Its nodes."""
-        return [ApplyCrossControlNet, ForegroundWord, CrossControlNetReport]
+        return [ApplyCrossControlNet, CrossControlNetLayer, ForegroundWord, CrossControlNetReport]
 
 
 async def comfy_entrypoint() -> CrossControlNetExtension:

@@ -101,25 +101,27 @@ class Run(Guard):
             self._undo = hook.remove
         else:
             self._part = session
-            if self.settings.inject and problem is None:
+            if self.settings.fusion == "layers":
+                problem = "in parts of the picture the units have no places: they are summed there"
+            elif self.settings.inject and problem is None:
                 problem = "of parts of the picture the units are fused only: nothing is injected"
-        for text in (problem, settings.reads_word and self._missing_word()):
-            if text:
-                session.note(text)
+        for text in filter(None, [problem, *self._missing_words(settings)]):
+            session.note(text)
         return session
 
     def _made_session(
         self, settings: Settings, units: Sequence[Unit], steps: int, form: AttentionForm
     ) -> Session:
-        word, mask, pictures = self.plan.word, self.plan.mask, self._pictures
-        if mask is not None and pictures is not None and len(mask) not in (1, pictures):
-            mask = mask[[n % len(mask) for n in range(pictures)]]
+        word, masks = self.plan.word, self.plan.masks_for(self._pictures or 1)
         if word is None:
-            return Session(settings, self.unet, units, (), None, mask, steps, form)
-        return Session(settings, self.unet, units, [word.prompt], word.encode, mask, steps, form)
+            return Session(settings, self.unet, units, (), None, masks, steps, form)
+        return Session(settings, self.unet, units, [word.prompt], word.encode, masks, steps, form)
 
-    def _missing_word(self) -> str | None:
-        return None if self.plan.word is None else self.plan.word.missing()
+    def _missing_words(self, settings: Settings) -> list[str]:
+        word = self.plan.word
+        if word is None or not settings.reads_word:
+            return []
+        return list(filter(None, map(word.missing, settings.given_words or ("",))))
 
     @property
     def _is_unet(self) -> bool:

@@ -56,13 +56,14 @@ class PromptWord:
             prompt = TokenizedPrompt((), problem=problem)
         return cls(word, prompt, encode, embedding)
 
-    def missing(self) -> str | None:
-        """Why the word is of no use; None where it is in the prompt."""
+    def missing(self, word: str | None = None) -> str | None:
+        """Why the word, or another one, is of no use; None where it is in the prompt."""
+        word = self.word if word is None else word
         if self.prompt.problem:
             return self.prompt.problem
-        if not self.word.strip():
+        if not word.strip():
             return None
-        sought = Sought.of(self.word, self.encode)
+        sought = Sought.of(word, self.encode)
         return None if find_word(self.prompt, sought.ids) else why_missing(self.prompt, sought)
 
     def is_of(self, conditioning: Tensor) -> bool:

@@ -98,6 +98,12 @@ class Graph:
         self.positive, self.negative, self.report = [made, 0], [made, 1], [made, 2]
         return self
 
+    def layer(self, unit: int, word: str = "", in_front: Link | None = None, **more: Any) -> Link:
+        """A ControlNet in front of others, behind those in front of it."""
+        given = {"unit": unit, "word": word, **more}
+        given |= {} if in_front is None else {"in_front": in_front}
+        return self.out("CrossControlNetLayer", **given)
+
     def sample(self, keep: str = "picture", **more: Any) -> Graph:
         """Sample, and keep the latents as a file `keep`."""
         given: Json = {"seed": 7, "steps": 4, "cfg": 5.0, "denoise": 1.0}
@@ -155,3 +161,25 @@ class FluxGraph(Graph):
     def pictures(self) -> Link:
         """In place of the decoded latents: there is no small VAE for this model."""
         return self.out("CCNProbePictures", samples=self.latents)
+
+
+class XlGraph(FluxGraph):
+    """A graph for SDXL, whose prompts are random numbers: its text encoders are large."""
+
+    def __init__(self, size: tuple[int, int] = (128, 128), batch: int = 1) -> None:
+        self.nodes: Json = {}
+        width, height = size
+        name = "ccn-random-sdxl.safetensors"
+        self.model = self.out("UNETLoader", unet_name=name, weight_dtype="default")
+        sizes = {"width": width, "height": height, "batch_size": batch}
+        self.latent = self.out("EmptyLatentImage", **sizes)
+        given = {"tokens": 77, "width": 2048, "pooled": 1280}
+        self.positive = self.out("CCNProbeCondition", seed=1, **given)
+        self.negative = self.out("CCNProbeCondition", seed=2, **given)
+        self.report = self.latents = None
+
+    def two(self, **more: Any) -> Graph:
+        """Two ControlNets."""
+        self.unit("sdxl-a", 0, **more)
+        self.unit("sdxl-b", 1, **more)
+        return self

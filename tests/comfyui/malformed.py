@@ -151,6 +151,17 @@ def _other_mask(generator: random.Random) -> Malformed:
     return Malformed(_finished(graph.fuse(mask_source="mask", mask=mask)), says="mask from image")
 
 
+def _layers(generator: random.Random) -> Malformed:
+    """A layer of a ControlNet that is not there, one twice, or a word that no prompt has."""
+    graph = _small().two()
+    kind = generator.randrange(3)
+    first = graph.layer(generator.randrange(2, 99) if kind == 0 else 0, "star")
+    second = graph.layer(0 if kind == 1 else 1, "dragon" if kind == 2 else "hill", first)
+    given = {"layers": second, "fusion": "layers", "word": [graph.word, 1]}
+    says = "dragon" if kind == 2 else "layers"
+    return Malformed(_finished(graph.fuse(**given)), says=says, plain=kind < 2)
+
+
 KINDS: tuple[Callable[[random.Random], Malformed], ...] = (
     _value,
     _socket,
@@ -164,6 +175,7 @@ KINDS: tuple[Callable[[random.Random], Malformed], ...] = (
     _twice,
     _no_span,
     _other_mask,
+    _layers,
 )
 
 

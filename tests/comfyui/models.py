@@ -11,11 +11,23 @@ from pathlib import Path
 
 from comfyui.graphs import FLUX_POOLED, FLUX_TEXT
 from hosts import weights
-from hosts.weights import SD15, Shapes, adapter, checkpoint, control_lora, controlnet, conv, linear
+from hosts.weights import (
+    SD15,
+    SDXL,
+    Shapes,
+    adapter,
+    checkpoint,
+    control_lora,
+    controlnet,
+    conv,
+    linear,
+    unet,
+)
 
 SMALL = replace(SD15, width=64, time=256)  # as in probe/small.py
 
 
+SMALL_XL = replace(SDXL, width=64, time=256)
 # FLUX: heads have 128 features, as the host's table has it.
 FLUX_WIDTH, FLUX_PACKED = 256, 64
 HINT_STRIDES = 8  # convolutions that a condition passes
@@ -83,6 +95,9 @@ def files() -> dict[str, Callable[[], Shapes]]:
         "controlnet/ccn-random-controllora": lambda: control_lora(SMALL),
     }
     found |= {
+        "diffusion_models/ccn-random-sdxl": lambda: unet(SMALL_XL),
+        "controlnet/ccn-random-sdxl-a": lambda: controlnet(SMALL_XL),
+        "controlnet/ccn-random-sdxl-b": lambda: controlnet(SMALL_XL),
         "diffusion_models/ccn-random-flux": flux,
         "controlnet/ccn-random-flux-a": flux_controlnet,
         "controlnet/ccn-random-flux-b": flux_controlnet,

@@ -28,7 +28,7 @@ def without_ours(graph):
 
 @pytest.mark.usefixtures("settled")
 def test_generated(host, figures, request):
-    count = 24 if request.config.getoption("--webui-quick") else 108
+    count = 26 if request.config.getoption("--webui-quick") else 117
     refused, taken, wrong = 0, 0, []
     for number, case in enumerate(malformed(count)):
         try:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib_ccn.comfy.plan import Plan, Report, plan_of
+from lib_ccn.comfy.plan import InFront, Plan, Report, plan_of
 from lib_ccn.comfy.words import PromptWord, begins_alike
 from lib_ccn.outcome import Account
 from lib_ccn.settings import Settings, SettingsError
@@ -67,7 +67,29 @@ class TestPlan:
 
     def test_a_flat_mask_is_a_batch_of_one(self):
         plan = plan_of(**GIVEN, mask=torch.tensor([[0.2, 0.9]]))
-        assert plan.mask.tolist() == [[[False, True]]]
+        assert plan.masks[None].tolist() == [[[False, True]]]
+
+
+class TestLayers:
+    def test_they_are_in_front_in_their_order(self):
+        mask = torch.ones(1, 4, 4, dtype=torch.bool)
+        layers = (InFront(1, "star", threshold=0.5), InFront(0, mask=mask))
+        plan = plan_of(**GIVEN, word=word_of("hill"), layers=layers)
+        first, second = plan.settings.layers
+        assert (first.unit, first.word, first.mask_threshold) == (1, "star", 0.5)
+        assert (second.unit, second.mask_source) == (0, "image")
+        assert plan.masks_for(2) == {second.mask_image: mask}
+        assert plan.settings.foreground_word == ""
+
+    def test_masks_are_as_many_as_pictures(self):
+        mask = torch.tensor([[[1.0]], [[0.0]]])
+        plan = plan_of(**GIVEN, mask=mask)
+        assert plan.masks_for(3)[None].flatten().tolist() == [True, False, True]
+        assert plan.masks_for(2)[None].flatten().tolist() == [True, False]
+
+    def test_a_unit_twice_is_refused(self):
+        with pytest.raises(SettingsError, match="each unit only once"):
+            plan_of(**GIVEN, layers=(InFront(1, "star"), InFront(1, "hill")))
 
 
 class TestWord:
