@@ -119,7 +119,7 @@ class LayersSetting(Setting):
         if isinstance(entry, Layer):
             entry = entry.plain()
         parts = self.parts()
-        if not isinstance(entry, Mapping) or "unit" not in entry:
+        if not isinstance(entry, Mapping) or entry.get("unit") is None:
             raise SettingsError(name, entry, self.allowed, f" as its entry {place}")
         for key in entry:
             if key not in parts:

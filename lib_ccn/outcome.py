@@ -36,6 +36,7 @@ class Outcome:
         waited: those of them in which an accelerator's earlier work may have been waited for.
         queued: whether an accelerator did the work, so that `seconds` is the time to ask for it.
         explained: whether a note has said already why nothing is injected.
+        tiled: whether the UNet saw parts of the picture only.
     """
 
     settings: Settings
@@ -52,6 +53,7 @@ class Outcome:
     waited: float = 0.0
     queued: bool = False
     explained: bool = False
+    tiled: bool = False
 
     def begin(self, step: int, roles: Iterable[Role], masked: bool) -> None:
         """A UNet call of `step` begins, with these units and a mask of use or none."""
@@ -101,10 +103,14 @@ class Outcome:
             seconds=self.seconds + later.seconds,
             waited=self.waited + later.waited,
             queued=self.queued or later.queued,
+            tiled=self.tiled or later.tiled,
         )
 
-    def forget_injections(self) -> None:
-        """What was injected so far reached no UNet."""
+    def found_tiles(self) -> None:
+        """The UNet works on tiles: what was done so far with the whole picture reached no UNet."""
+        self.tiled = True
+        if self.settings.fusion == "layers":
+            self.fused = 0
         self.injections = 0
         self.injected.clear()
         self.layers.clear()
@@ -148,13 +154,20 @@ class Outcome:
         if not self.together:
             return ["nothing was fused: never were two units that can be fused active at once"]
         found = []
-        if self.settings.fusion == "layers" and not self.masked:
-            found.append("no unit had its place, so all were added up: there never was a mask")
+        if self.settings.fusion == "layers" and not self.fused:
+            found.append(f"no unit had its place, so all were added up: {self._why_no_place()}")
         elif self.settings.fusion != "sum" and not self.fused:
             found.append("nothing was fused: the units' residuals do not fit each other")
         if self.settings.inject and not self.injected and not self.explained:
             found.append(f"nothing was injected: {self._why_not_injected()}")
         return found
+
+    def _why_no_place(self) -> str:
+        if self.tiled:
+            return "the UNet works on tiles"
+        if not self.masked:
+            return "there never was a mask"
+        return "never was a unit in front active while it had a mask"
 
     def _why_not_injected(self) -> str:
         start = self.settings.injection_start

@@ -126,7 +126,7 @@ class Session:
         with self.outcome.timed():
             if not call.whole:
                 self._tiled = True
-                self.outcome.forget_injections()
+                self.outcome.found_tiles()
                 if self.settings.inject:
                     self._explain("the UNet works on tiles: nothing is injected")
             elif call.step != self._step:
@@ -206,7 +206,7 @@ class Session:
     ) -> Front | None:
         """Who is in front where in this call, for the fusion by layers; None for nobody."""
         call = self._call
-        if call is None or not call.whole or len(residuals[units[0]][0]) != len(call.pictures):
+        if call is None or self._tiled or len(residuals[units[0]][0]) != len(call.pictures):
             return None
         return self.places.front_for(units, call)
 

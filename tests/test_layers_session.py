@@ -103,10 +103,32 @@ def test_until_there_are_places_it_is_the_hosts_sum(unet, nets, whole):
         found = session.fuse(dict(zip(units, lists, strict=True)))
     assert all(torch.equal(a, b) for a, b in zip(found, the_sum(lists), strict=True))
     assert "layers, but all added up" in session.summary()
-    if whole:
-        assert session.shortfalls == [
-            "no unit had its place, so all were added up: there never was a mask"
-        ]
+    why = "there never was a mask" if whole else "the UNet works on tiles"
+    assert session.shortfalls == [f"no unit had its place, so all were added up: {why}"]
+
+
+def test_what_was_placed_before_the_tiles_reached_no_unet(unet, nets):
+    """Forge runs the ControlNets over the whole picture too before it does so tile by tile."""
+    units = [Unit(net) for net in nets[:2]]
+    lists = residuals(2)
+    settings = Settings(fusion="layers", inject=False, mask_source="image")
+    with Session(settings, unet, units, mask_image=LEFT) as session:
+        for whole in (True, False, True):
+            session.begin_call(Call(SIZE, 0, [0, 0], [1], whole=whole))
+            found = session.fuse(dict(zip(units, lists, strict=True)))
+            added = all(torch.equal(a, b) for a, b in zip(found, the_sum(lists), strict=True))
+            assert added == session.outcome.tiled
+    assert "layers, but all added up" in session.summary()
+
+
+def test_a_unit_in_front_that_never_was_active_has_no_place(unet, nets):
+    units = [Unit(net, number=number) for number, net in enumerate(nets)]
+    lists = residuals(3)
+    settings = Settings(fusion="layers", inject=False, mask_source="image")
+    with Session(settings, unet, units, mask_image=LEFT) as session:
+        session.begin_call(a_call(), active=units[1:])
+        session.fuse(dict(zip(units[1:], lists[1:], strict=True)))
+    assert session.shortfalls[0].endswith("never was a unit in front active while it had a mask")
 
 
 def test_each_word_has_its_place_in_each_step(unet, nets):

@@ -44,6 +44,7 @@ def test_a_word_is_written_so_that_it_can_be_read(word):
         ("0 a (threshold x)", "a number behind 'threshold'"),
         ("1000 a", "expected text such as"),
         ([{"word": "a"}], "as its entry 0: expected a list of at most"),
+        ([{"unit": None, "word": "a"}], "as its entry 0: expected a list of at most"),
         ([{"unit": 0}, {"unit": 100}], "100 is refused as unit of its entry 1: .* 0 to 99"),
         ([{"unit": "0"}], "'0' is refused as unit of its entry 0"),
         ([{"unit": True}], "True is refused as unit"),

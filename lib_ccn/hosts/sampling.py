@@ -208,9 +208,14 @@ class Sampling(Guard):
             if layer.unit not in self.resting:
                 allowed = f"one of the units {known}" if known else _UNSURE
                 raise SettingsError("layers", layer.text(), allowed)
-            left = [other for other in settings.layers if other is not layer]
-            settings = settings.replace(layers=left)
+            left = [other for other in settings.layers if other.unit != layer.unit]
+            # The foreground unit and word may say again who was the first of them.
+            settings = settings.replace(layers=left, foreground_unit="auto", foreground_word="")
             notes.append(f"unit {layer.unit} is not for this pass, so it is not in front in it")
+        if self.settings.layers and not settings.layers:
+            # Not an automatic foreground in place of those who were named.
+            fusion = "sum" if settings.fusion == "layers" else settings.fusion
+            settings = settings.replace(fusion=fusion, inject=False)
         for name in ("foreground_unit", "background_unit"):
             chosen = getattr(settings, name)
             if chosen == "auto" or chosen in known:

@@ -112,6 +112,28 @@ class TestSampling:
         assert [unit.role for unit in units] == [Role.FOREGROUND, Role.BACKGROUND]
         assert "unit 0 is not for this pass" in session.notes[-1]
 
+    @pytest.mark.parametrize("again", [{}, {"foreground_unit": 0, "foreground_word": "star"}])
+    def test_who_is_in_front_in_the_other_pass_only_is_left_out(self, again):
+        sampling = a_sampling()
+        sampling.p.sd_model = SimpleNamespace()
+        sampling.settings = Settings(layers="0 star, 2 ring", fusion="layers", **again)
+        sampling.resting = {0}
+        units = [Unit(torch.nn.Module(), number=1), Unit(torch.nn.Module(), number=2)]
+        session = sampling.begin(torch.nn.Module(), units)
+        assert [unit.role for unit in units] == [Role.BACKGROUND, Role.FOREGROUND]
+        assert [layer.word for layer in session.settings.layers_in_front] == ["ring"]
+        assert "unit 0 is not for this pass, so it is not in front in it" in session.notes
+
+    @pytest.mark.parametrize(("fusion", "left"), [("layers", "sum"), ("pix", "pix")])
+    def test_nobody_is_in_front_in_place_of_those_of_the_other_pass(self, fusion, left):
+        sampling = a_sampling()
+        sampling.p.sd_model = SimpleNamespace()
+        sampling.settings = Settings(layers="0 star, 3 ring", fusion=fusion, strict=True)
+        sampling.resting = {0, 3}
+        units = [Unit(torch.nn.Module(), number=1), Unit(torch.nn.Module(), number=2)]
+        settings = sampling.begin(torch.nn.Module(), units).settings
+        assert (settings.layers, settings.fusion, settings.inject) == ((), left, False)
+
     def test_a_named_unit_that_is_not_there_is_an_error(self):
         for numbers, allowed in (((1, 2), r"'auto' or one of \[1, 2\]"), ((-1, -2), "not sure")):
             sampling = a_sampling()

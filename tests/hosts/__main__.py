@@ -9,7 +9,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 COMFY = HERE.with_name("comfyui")
 # What is another with another family of models; the page, the API and failures are the same.
-SDXL_TESTS = ("test_host_equality.py", "test_host_residuals.py", "test_host_matrix.py")
+SDXL_TESTS = (
+    "test_host_equality.py",
+    "test_host_residuals.py",
+    "test_host_layers_residuals.py",
+    "test_host_matrix.py",
+)
 
 
 def parser() -> argparse.ArgumentParser:

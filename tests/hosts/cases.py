@@ -31,11 +31,30 @@ def blocks(seed: int, size: int = SIZE) -> Image.Image:
     return Image.fromarray(small).resize((size, size), Image.Resampling.NEAREST)
 
 
-def painted_mask(size: int = SIZE) -> Image.Image:
-    """White in the left half."""
+def painted_mask(size: int = SIZE, side: str = "left") -> Image.Image:
+    """White in the left half, or in the upper one ("top")."""
     picture = Image.new("L", (size, size), 0)
-    ImageDraw.Draw(picture).rectangle((0, 0, size // 2 - 1, size - 1), fill=255)
+    width, height = (size, size // 2) if side == "top" else (size // 2, size)
+    ImageDraw.Draw(picture).rectangle((0, 0, width - 1, height - 1), fill=255)
     return picture
+
+
+def layered(*entries: Json, **changes: Any) -> Json:
+    """Settings that compose units by layers, without injection; see `painted`."""
+    return {"fusion": "layers", "inject": False, "layers": list(entries), **changes}
+
+
+def painted(unit: int, side: str = "left") -> Json:
+    """A unit in front whose place is painted."""
+    mask = encoded(painted_mask(2 * SIZE, side))
+    return {"unit": unit, "mask_source": "image", "mask_image": mask}
+
+
+# At 64x64 a word's map has four places.
+BIG: Json = {"width": 2 * SIZE, "height": 2 * SIZE, "steps": 3}
+WORDS: tuple[Json, ...] = ({"unit": 0, "word": "star"}, {"unit": 1, "word": "sea"})
+HALVES = (painted(0, "top"), painted(1, "left"))
+ABSENT: Json = {"unit": 0, "word": "zeppelin"}
 
 
 class Requests:
@@ -73,6 +92,10 @@ class Requests:
             self.unit("a", 1, **changes),
             self.unit("b", 2, **changes),
         ]
+
+    def three(self, **changes: Any) -> list[Json]:
+        """Three units with different models."""
+        return [*self.two(**changes), self.unit("c", 3, **changes)]
 
     def body(self, units: list[Json] | None = None, **changes: Any) -> Json:
         """A request without this extension's arguments; two units unless others are given."""

@@ -114,6 +114,11 @@ class Client:
         return found
 
 
+def done(reply: Reply) -> str:
+    """What was done, a line for each pass."""
+    return "\n".join(reply.parameters["CCN done"])
+
+
 def pixels(text: str) -> Pixels:
     """Decode a base64 picture into [H, W, 3]."""
     picture = Image.open(io.BytesIO(base64.b64decode(text.split(",")[-1])))

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hosts import further_weights
-from hosts.cases import Requests, hires
+from hosts.cases import Requests, hires, using
+from hosts.checks import Dumped
 from hosts.client import Client, Reply, same
 from hosts.server import OWN_FOLDER, WORK, HostError, Installation, Server
 
@@ -226,6 +227,20 @@ def settled(host, first):
     assert not again.enabled
     state = host.state()
     assert (state["ours"], state["linked"], state["sessions"]) == ([], 0, 0)
+
+
+@pytest.fixture
+def dumped(host, tmp_path):
+    """Make a picture and return one UNet call (see `Dumped`), by default the second."""
+
+    def dump(arguments, units=None, skip=1, **changes):
+        # Large enough for the middle residual to have a spatial deviation.
+        body = host.requests.body(units, **{"width": 128, **changes})
+        host.client.call("/ccn-probe/dump", {"folder": str(tmp_path), "skip": skip})
+        host.generate(using(body, arguments))
+        return Dumped.read(tmp_path)
+
+    return dump
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,109 @@ def malformed(count: int, seed: int = 0) -> list[list[Any]]:
     return found
 
 
+def malformed_layers(count: int, seed: int = 0) -> list[list[Any]]:
+    """Arguments whose `layers` are refused: an entry, the list, its text, or with other settings.
+
+    Those of `LATE` are refused by what is in the picture only: the units, or a mask image.
+    """
+    generator = random.Random(seed)
+    good = [{"unit": 0, "word": "star"}, {"unit": 1, "word": "sea"}]
+    base = {"fusion": "layers", "start_step": 0}
+    found: list[list[Any]] = []
+    while len(found) < count:
+        kind = generator.choice(("entry", "entry", "list", "text", "beside", "late"))
+        settings: dict[str, Any] = dict(base)
+        if kind == "entry":
+            entries = [dict(entry) for entry in good]
+            generator.choice(entries).update(generator.choice(WRONG_PARTS))
+            settings["layers"] = entries
+        elif kind == "list":
+            settings["layers"] = generator.choice(
+                [
+                    *(7, True, {"unit": 0}, [7], [None], [[]], deep(40), [{}], [{"word": "star"}]),
+                    *(good * 2, [{"unit": n} for n in range(11)], good[:1] * 50, [good]),
+                ]
+            )
+        elif kind == "text":
+            settings["layers"] = generator.choice(WRONG_TEXTS)
+        elif kind == "beside":
+            settings["layers"] = good
+            settings.update(generator.choice(WRONG_BESIDE))
+        else:
+            settings["layers"] = generator.choice(LATE)
+        found.append([settings] if generator.random() < 0.8 else positional(settings))
+    return found
+
+
+def positional(settings: dict[str, Any]) -> list[Any]:
+    """The same in the order of the page, if that can say it, else as it is."""
+    names = ["fusion", "layers", "start_step"]
+    if sorted(settings) != names:
+        return [settings]
+    blank: list[Any] = [None] * 9
+    return [True, "layers", None, None, settings["start_step"], *blank, settings["layers"]]
+
+
+WRONG_PARTS: tuple[dict[str, Any], ...] = (
+    {"unit": -1},
+    {"unit": 100},
+    {"unit": "0"},
+    {"unit": True},
+    {"unit": 0.5},
+    {"unit": None},
+    {"unit": "auto"},
+    {"unit": []},
+    {"word": 5},
+    {"word": "x" * 201},
+    {"word": "a\x00b"},
+    {"word": ["star"]},
+    {"mask_source": "Word"},
+    {"mask_source": 1},
+    {"mask_source": ""},
+    {"mask_threshold": 1.5},
+    {"mask_threshold": -0.1},
+    {"mask_threshold": "0.5"},
+    {"mask_image": "no base64!"},
+    {"mask_image": 7},
+    {"wrd": "star"},
+    {"": 1},
+    {"__class__": "x"},
+    {"enabled": True},
+)
+WRONG_TEXTS = (
+    "star",
+    "0 star,, 1 sea",
+    "0 star, 0 sea",
+    "-1 star",
+    "1000 star",
+    "0 star (x)",
+    "0 star (threshold)",
+    "0 star (threshold 9)",
+    ",",
+    "0 (",
+    "0 a" + "🌟" * 300,
+    "x" * 100_000,
+    "\x1b[31m",
+    "0\x00",
+    "[{'unit': 0}]",
+    "0 a\x00b",
+)
+WRONG_BESIDE: tuple[dict[str, Any], ...] = (
+    {"foreground_unit": 1},
+    {"foreground_word": "sea"},
+    {"background_unit": 1},
+    {"foreground_gain": 0.4},
+    {"foreground_gain": "2"},
+    {"layer": "0 star"},
+)
+LATE: tuple[Any, ...] = (
+    "7 star",
+    [{"unit": 0, "word": "star"}, {"unit": 42}],
+    [{"unit": 0, "mask_source": "image"}],
+    [{"unit": 0, "mask_source": "image", "mask_image": "AAAA"}],
+    [{"unit": 1, "word": "star", "mask_source": "image", "mask_image": "iVBORw0KGgo="}],
+)
+
 # Each alone is a dict of settings that cannot be used with two units.
 OTHERS: tuple[Any, ...] = (
     {**EVERYWHERE, "foreground_unit": 7},

@@ -12,7 +12,7 @@ import pytest
 from hosts import further_weights, weights
 from hosts import server as server_module
 from hosts.client import Client, HttpError
-from hosts.malformed import malformed
+from hosts.malformed import LATE, malformed, malformed_layers
 from hosts.server import EXTENSION, ROOT, HostError, Installation, Server, copy_extension
 
 from lib_ccn.images import decode_mask
@@ -194,6 +194,16 @@ def test_generated_settings_are_malformed():
     assert late < len(generated) / 4
 
 
+def test_generated_layers_are_malformed():
+    generated = malformed_layers(400)
+    assert generated == malformed_layers(400)
+    for arguments in generated:
+        json.dumps(arguments, allow_nan=False)
+        if read(arguments).problem is None:
+            given = arguments[0]["layers"] if len(arguments) == 1 else arguments[-1]
+            assert given in LATE, given
+
+
 def is_usable(settings):
     try:
         settings.check_usable()
@@ -254,7 +264,7 @@ def test_sdxl_runs_the_tests_of_pictures_only():
     words = pytest_words("--sdxl")
     paths = [Path(word) for word in words if word.endswith(".py")]
     assert {"--webui-sdxl", "--webui-quick"} < set(words)
-    assert len(paths) == 3
+    assert len(paths) == 4
     assert all(path.is_file() for path in paths)
 
 

@@ -5,7 +5,17 @@ import math
 
 import numpy as np
 import pytest
-from hosts.cases import EVERYWHERE, METHOD, SIZE, STEPS, encoded, hires, painted_mask, using
+from hosts.cases import (
+    EVERYWHERE,
+    METHOD,
+    SIZE,
+    STEPS,
+    encoded,
+    hires,
+    layered,
+    painted_mask,
+    using,
+)
 from hosts.client import distance, same
 
 from lib_ccn.webui.pictures import GAP, PAPER, SMALLEST
@@ -13,7 +23,7 @@ from lib_ccn.webui.pictures import GAP, PAPER, SMALLEST
 pytestmark = pytest.mark.timeout(1200)
 
 PREFIX = "[CCN]"
-BUILT_IN = {"Paper (SD 1.5)", "PixFusion only", "SDXL", "Complementary conditions"}
+BUILT_IN = {"Paper (SD 1.5)", "Layers", "PixFusion only", "SDXL", "Complementary conditions"}
 
 
 def test_schema(host):
@@ -198,6 +208,16 @@ class TestGrid:
         for delta in (0, 0.5, 1):
             alone = host.generate(using(host.requests.body(), {**EVERYWHERE, "delta": delta}))
             assert any(np.array_equal(alone.pictures[0], cell) for cell in cells), delta
+
+    def test_grid_over_layers(self, host):
+        """Commas part the plot's values: an entry ends with a semicolon."""
+        label = next(x for x in self.labels(host) if x == f"{PREFIX} Layers")
+        reply = self.run(host, label, '0 star, "1 sea; 0 star"', layered())
+        cells = [p for p in (*reply.pictures, *reply.extras) if p.shape[:2] == (SIZE, SIZE)]
+        for text in ("0 star", "1 sea, 0 star"):
+            settings = {**layered(), "layers": text}
+            alone = host.generate(using(host.requests.body(), settings))
+            assert any(np.array_equal(alone.pictures[0], cell) for cell in cells), text
 
     def test_a_cell_shows_its_strip(self, host, settled):
         label = next(x for x in self.labels(host) if x.startswith(PREFIX) and "Delta" in x)

@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from hosts.cases import EVERYWHERE, METHOD, SUM, encoded, painted_mask, using
+from hosts.cases import ABSENT, BIG, EVERYWHERE, METHOD, SUM, encoded, layered, painted_mask, using
 from hosts.checks import compared
-from hosts.client import TITLE, HttpError, Reply, distance, pixels, same
+from hosts.client import TITLE, HttpError, Reply, distance, done, pixels, same
 from hosts.server import DISTRIBUTED_CONFIG, DISTRIBUTED_FOLDER, DISTRIBUTED_SPEED, OWN_FOLDER
 from PIL import Image
 
@@ -221,3 +221,14 @@ class TestForgeCouple:
         reply = host.generate(using(body, {**METHOD, "mask_threshold": 0.3, "start_step": 0}))
         assert reply.note == ""
         assert host.state()["counts"]["inject_keys_values"] > 0
+
+    def test_two_in_front_by_words_of_two_lines(self, host):
+        body = self.coupled(host, **BIG)
+        plain = host.generate(body)
+        assert same(plain, host.generate(using(body, layered(ABSENT))))
+        entries = ({"unit": 0, "word": "star"}, {"unit": 1, "word": "boat"})
+        reply = host.generate(using(body, layered(*entries)))
+        assert reply.note == ""
+        assert "mask from word star (given)" in done(reply)
+        assert "mask from word boat (given)" in done(reply)
+        assert distance(plain, reply) > 0

@@ -4,34 +4,14 @@ import math
 
 import pytest
 import torch
-from hosts.cases import EVERYWHERE, SUM, using
+from hosts.cases import EVERYWHERE, SUM
+from hosts.checks import ROUNDING, close, scale
 from oracles import MARGIN, assert_pixels_follow_formula
-from safetensors.torch import load_file
 
 pytestmark = pytest.mark.timeout(1200)
 
 # Random units hardly agree: hardly any pixel is averaged at 0.5.
 DELTAS = (0.5, 0.02)
-# What reached the UNet is known as a difference of float32 tensors.
-ROUNDING = 2e-5
-
-
-@pytest.fixture
-def dumped(host, tmp_path):
-    """Make a picture and return one UNet call: residuals by unit, and what the UNet added."""
-
-    def dump(arguments, units=None, skip=1):
-        # Large enough for the middle residual to have a spatial deviation.
-        body = host.requests.body(units, width=128)
-        host.client.call("/ccn-probe/dump", {"folder": str(tmp_path), "skip": skip})
-        host.generate(using(body, arguments))
-        tensors = load_file(tmp_path / "residuals.safetensors")
-        layers = 1 + max(int(name.split(".")[-1]) for name in tensors)
-        count = 1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("unit"))
-        by_unit = [[tensors[f"unit.{u}.{i}"] for i in range(layers)] for u in range(count)]
-        return by_unit, [tensors[f"got.{i}"] for i in range(layers)]
-
-    return dump
 
 
 def channel_oracle(units, delta):
@@ -45,16 +25,8 @@ def channel_oracle(units, delta):
     return fused, ((ratio - delta).abs() < MARGIN).any(0)
 
 
-def close(got, wanted):
-    return torch.allclose(got.double(), wanted.double(), rtol=0, atol=ROUNDING * scale(wanted))
-
-
-def scale(tensor):
-    return max(1.0, float(tensor.abs().max()))
-
-
 def test_sum_reaches_the_unet(host, dumped):
-    units, got = dumped(SUM)
+    units, got, _front = dumped(SUM)
     assert len(units) == 2
     assert len(got) == (10 if host.installation.sdxl else 13)
     for layer, tensor in enumerate(got):
@@ -69,7 +41,7 @@ def test_fused_again(host, dumped, figures, count):
     kinds = {"one": 0, "several": 0, "ambiguous": 0}
     worst = 0.0
     for delta in DELTAS:
-        units, got = dumped({**EVERYWHERE, "delta": delta}, given)
+        units, got, _front = dumped({**EVERYWHERE, "delta": delta}, given)
         assert len(units) == count
         for layer, tensor in enumerate(got[:-1]):
             here = [unit[layer] for unit in units]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hosts.cases import EVERYWHERE, SUM, img2img, using
-from hosts.client import HttpError, distance, same
+from hosts.cases import EVERYWHERE, HALVES, SUM, img2img, layered, using
+from hosts.client import HttpError, distance, done, same
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("settled")]
 
@@ -82,6 +82,17 @@ def test_two_units(host, tiled, method, tiles):
     else:
         assert counts["inject_keys_values"] == 0
         assert fused.note == "the UNet works on tiles: nothing is injected"
+
+
+@pytest.mark.parametrize("inject", [False, True])
+def test_layers_in_tiles_are_the_hosts_sum(host, tiled, inject):
+    """Where a tile lies is not known: nobody has a place in it, and the text says so."""
+    body = tiled("MultiDiffusion", TILES)
+    plain = by_host(host, body)
+    reply = host.generate(using(body, layered(*HALVES, inject=inject)))
+    assert same(plain, reply)
+    assert "the UNet works on tiles" in reply.note
+    assert "layers, but all added up" in done(reply)
 
 
 def test_hints_of_several_sizes(host, tiled):

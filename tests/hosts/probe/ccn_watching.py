@@ -99,6 +99,7 @@ class Counters:
 
     def __init__(self):
         self.counts = dict.fromkeys((name for _, name in self.WATCHED), 0)
+        self.listener = None  # is told the arguments of every call
 
     def attach(self):
         for module, name in self.WATCHED:
@@ -111,6 +112,8 @@ class Counters:
         @functools.wraps(function)
         def counted(*args, **kwargs):
             self.counts[name] += 1
+            if self.listener is not None:
+                self.listener(name, *args, **kwargs)
             return function(*args, **kwargs)
 
         counted.ccn_watched = True
@@ -127,12 +130,14 @@ class Dump:
 
     Knows no host and no extension: the ControlNets' outputs are seen as they leave the modules;
     what reached the UNet is the difference between a block's output and the next one's input.
+    Beside these: who was in front where, as the extension has said it (`called`), if it has.
     """
 
     def __init__(self, folder, skip):
         self.folder, self.skip = Path(folder), skip
         self.units, self.blocks, self.inputs = [], {}, {}
         self.outputs, self.unet = {}, None
+        self.front = {}
         self.handles = [
             torch_module.register_module_forward_pre_hook(self.before),
             torch_module.register_module_forward_hook(self.after),
@@ -159,12 +164,26 @@ class Dump:
             self.skip -= 1
             if self.skip < 0:
                 self.finish()
-            self.units = []
+            self.units, self.front = [], {}
+
+    def called(self, name, *args, **kwargs):
+        """One of the method's functions was called: keep who is in front where."""
+        front = kwargs.get("front") or next((a for a in args if hasattr(a, "ranks")), None)
+        if not self.handles or name != "fuse_residuals":
+            return
+        self.front = {}
+        if front is not None:
+            ranks = [-1 if rank is None else rank for rank in front.ranks]
+            self.front = {"front.ranks": torch.tensor(ranks)}
+            self.front["front.gain"] = torch.tensor(float(front.gain))
+            for i, tensor in enumerate(args[0][0]):
+                places = front.masks((tensor.shape[-2], tensor.shape[-1]), tensor.device)
+                self.front[f"front.places.{i}"] = places[:, :, 0].detach().clone()
 
     def finish(self):
         self.stop()
         middle = len(self.outputs) - 1
-        tensors = {}
+        tensors = dict(self.front)
         for number, unit in enumerate(self.units):
             tensors.update({f"unit.{number}.{i}": t.float() for i, t in enumerate(unit)})
         for i, entered in self.inputs.items():

@@ -51,6 +51,8 @@ class Probe:
         if self.dump is not None:
             self.dump.stop()
         self.dump = Dump(body["folder"], int(body.get("skip", 0)))
+        self.counters.attach()
+        self.counters.listener = self.dump.called
         return {}
 
     def break_it(self, body: dict = BODY):
