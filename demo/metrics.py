@@ -62,6 +62,24 @@ def object_colour(picture: Tensor) -> list[str]:
     return found
 
 
+def apart(pictures: Tensor, masks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Pictures of two objects with each alone: the half that is nearer to the other's is grey.
+
+    `masks` [B, H, W] say where the two should be; nearer is to their centres.
+    """
+    height, width = pictures.shape[-2:]
+    rows, columns = torch.arange(height).float()[:, None], torch.arange(width).float()
+    distances = []
+    for mask in masks:
+        weight = mask.float()
+        total = weight.sum((1, 2)).clamp_min(1)
+        y, x = ((weight * line).sum((1, 2)) / total for line in (rows, columns))
+        distances.append((rows - y[:, None, None]) ** 2 + (columns - x[:, None, None]) ** 2)
+    first = (distances[0] <= distances[1])[:, None].to(pictures.device)
+    grey = pictures.new_tensor(0.5)
+    return torch.where(first, pictures, grey), torch.where(first, grey, pictures)
+
+
 def region_labels(picture: Tensor) -> Tensor:
     """Index into `REGION_NAMES` of the nearest region colour, after a 3x3 box blur: [B, H, W]."""
     blurred = _blurred(picture)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .pairs import COMPLEMENTARY, CONFLICT
+from .pairs import COMPLEMENTARY, CONFLICT, TWO
 
 PAPER_STEPS = 50
 
@@ -23,7 +23,8 @@ class Method:
         rule: one of `authors.RULES`, in place of the settings.
         true_mask: the mask is the pair's own object, one picture at a time.
         widened: by how many tokens of the word's map that object is grown.
-        weight: of both ControlNets.
+        weight: of all ControlNets.
+        layered: every unit in front is named, each with its own word.
         masked: the background's condition is black where the object is, so that the two do not
             overlap, as diffusers' documentation advises for several ControlNets.
     """
@@ -37,6 +38,12 @@ class Method:
     widened: int = 0
     weight: float = 1.0
     masked: bool = False
+    layered: bool = False
+
+    def suits(self, case: str) -> bool:
+        """Whether there is something to make: units alone and hand-made masks are of pairs."""
+        pairs = self.unit is not None or self.rule is not None or self.masked or self.true_mask
+        return case != TWO or not pairs
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,13 @@ MEAN = Method("mean", "Mean (= sum at half weight)", {"fusion": "mean"})
 MASKED = Method("masked", "Plain sum, conditions masked apart", {"fusion": "sum"}, masked=True)
 COUPLED = Method("coupled", "Coupled encoders, then PixFusion + ChannelFusion", rule="coupled")
 UNPACKED = Method("unpacked", "PixFusion + ChannelFusion, unpacked by halves", rule="unpacked")
+LAYERS = Method("layers", "Layers (this project's)", {"fusion": "layers"}, layered=True)
+SILHOUETTES = Method(
+    "layers silhouette",
+    "Layers, by silhouette",
+    {"fusion": "layers", "mask_source": "silhouette"},
+    layered=True,
+)
 MAIN = (
     Method("unit 0", "Foreground unit alone", unit=0),
     Method("unit 1", "Background unit alone", unit=1),
@@ -72,6 +86,8 @@ MAIN = (
     Method("pix", "PixFusion", {"fusion": "pix"}),
     CHANNEL,
     FULL,
+    LAYERS,
+    SILHOUETTES,
 )
 CEILINGS = {"drawn": "*the scenes as drawn*", "vae": "*the same through the VAE*"}
 
@@ -104,6 +120,12 @@ def ablations(steps: int, layers: int, mask_reduction: int) -> list[Ablation]:
     def weighted(value: str, method: Method, weight: float) -> tuple[str, Method]:
         name = f"{method.key} at {weight:g}"
         return value, Method(name, f"{method.title} at {weight:g}", method.settings, weight=weight)
+
+    def layered(value: str, weight: float = 1.0, **changes: Any) -> tuple[str, Method]:
+        name = ", ".join(f"{k}={v}" for k, v in changes.items()) or f"at {weight:g}"
+        settings = {"fusion": "layers", **changes}
+        title = f"Layers, {name}"
+        return value, Method(f"layers {name}", title, settings, weight=weight, layered=True)
 
     deltas = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 1.0)
     starts = {scaled_step(k, steps): k for k in (0, 10, 15, 20)}
@@ -175,6 +197,24 @@ def ablations(steps: int, layers: int, mask_reduction: int) -> list[Ablation]:
                 weighted("fusion at 2", CHANNEL, 2.0),
             ],
             cases=(CONFLICT, COMPLEMENTARY),
+        ),
+        Ablation(
+            "layers",
+            "Layers",
+            [
+                ("as they are", LAYERS),
+                layered("agreement above 0.5", delta=0.5),
+                layered("agreement above 0.3", delta=0.3),
+                layered("no agreement", delta=1.0),
+                layered("gain 1.5", foreground_gain=1.5),
+                layered("with injection", inject=True),
+                ("by silhouette", SILHOUETTES),
+                layered("threshold 0.5", mask_threshold=0.5),
+                layered("threshold 0.8", mask_threshold=0.8),
+                layered(f"maps reduced by {6 - mask_reduction}", mask_reduction=6 - mask_reduction),
+                layered("every weight at 2", 2.0),
+            ],
+            cases=(CONFLICT, COMPLEMENTARY, TWO),
         ),
         Ablation(
             "authors",

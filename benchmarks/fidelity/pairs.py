@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from demo import metrics
-from demo.scenes import Scenes, draw
+from demo.scenes import Scenes, TwoObjects, draw, draw_two
 
 from .naturalness import Naturalness
 
-CONFLICT, COMPLEMENTARY = "conflict", "complementary"
-CASES = (CONFLICT, COMPLEMENTARY)
+CONFLICT, COMPLEMENTARY, TWO = "conflict", "complementary", "two objects"
+CASES = (CONFLICT, COMPLEMENTARY, TWO)
 # Pairs are drawn and batched by so many: the first ones are the same however many are asked for.
 CHUNK = 80
 # Far from the trainer's scenes (0, 7919, ...), the gates' and the mask study's.
 SCENE_SEED = 20_260_500
+TWO_SEED = 20_264_000
 NATURAL_SEED = 20_269_999
 NATURAL_SCENES = 512
+
+Drawn = TypeVar("Drawn", Scenes, TwoObjects)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Batch:
         conditions: per unit [B, 3, H, W] in [0, 1], the foreground's first.
         object_mask: bool [B, H, W], where the object should be, or None where that is not known.
         details: what the source of the pairs needs to score them.
+        nets: for each condition the number of the model's ControlNet that takes it; None: they
+            are in their order.
+        more_words: those of further units in front, which follow the first in their order.
     """
 
     plan: Plan
@@ -59,6 +65,8 @@ class Batch:
     conditions: list[Tensor]
     object_mask: Tensor | None
     details: Any
+    nets: tuple[int, ...] | None = None
+    more_words: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -93,7 +101,10 @@ class Source(Protocol):
 
 
 class DrawnPairs:
-    """The demo world: outline and region map of a scene, the map without or with the object."""
+    """The demo world: outline and region map of a scene, the map without or with the object.
+
+    Or two objects in one scene, each with an outline of its own, and the landscape's map.
+    """
 
     cases = CASES
     shared_foreground = True
@@ -102,7 +113,12 @@ class DrawnPairs:
         """See `Source`. A batch holds scenes of one shape, the noun of their captions."""
         plans = []
         for first in range(0, count, CHUNK):
-            shapes = drawn_chunk(first // CHUNK).shape[: count - first]
+            number = first // CHUNK
+            shapes = (
+                [" ".join(pair) for pair in two_chunk(number).shapes]
+                if case == TWO
+                else drawn_chunk(number).shape
+            )[: count - first]
             for word in sorted(set(shapes)):
                 members = [first + n for n, shape in enumerate(shapes) if shape == word]
                 plans += [Plan(case, word, tuple(part)) for part in split(members, size)]
@@ -118,7 +134,21 @@ class DrawnPairs:
 
     def load(self, plan: Plan) -> Batch:
         """See `Source`."""
-        scenes = pick(drawn_chunk(plan.numbers[0] // CHUNK), [n % CHUNK for n in plan.numbers])
+        number, members = plan.numbers[0] // CHUNK, [n % CHUNK for n in plan.numbers]
+        if plan.case == TWO:
+            two = pick(two_chunk(number), members)
+            first, second = two.shapes[0]
+            return Batch(
+                replace(plan, word=first),
+                prompts=two.captions,
+                seeds=list(plan.numbers),
+                conditions=[*two.outlines, two.landscape_map],
+                object_mask=two.object_mask,
+                details=two,
+                nets=(0, 0, 1),
+                more_words=(second,),
+            )
+        scenes = pick(drawn_chunk(number), members)
         background = scenes.landscape_map if plan.case == CONFLICT else scenes.region_map
         return Batch(
             plan,
@@ -131,6 +161,8 @@ class DrawnPairs:
 
     def score(self, batch: Batch, pictures: Tensor) -> list[dict[str, float]]:
         """See `Source`. The measures are those of `demo.metrics`."""
+        if isinstance(batch.details, TwoObjects):
+            return _score_two(batch.details, pictures)
         scenes: Scenes = batch.details
         colours = zip(metrics.object_colour(pictures), scenes.colour, strict=True)
         right = torch.tensor([float(seen == meant) for seen, meant in colours])
@@ -159,6 +191,41 @@ def drawn_chunk(number: int) -> Scenes:
     return draw(CHUNK, torch.Generator().manual_seed(SCENE_SEED + number), object_free=0)
 
 
+@lru_cache(maxsize=8)
+def two_chunk(number: int) -> TwoObjects:
+    """The scenes of one chunk, of two objects each."""
+    return draw_two(CHUNK, torch.Generator().manual_seed(TWO_SEED + number))
+
+
+def _score_two(scenes: TwoObjects, pictures: Tensor) -> list[dict[str, float]]:
+    """Each object in its own half, the worse of the two; colours swapped where each has both."""
+    halves = metrics.apart(pictures, scenes.masks)
+    found = [metrics.object_colour(half) for half in halves]
+    meant = list(zip(*scenes.colours, strict=True))
+    right = [
+        [s == m for s, m in zip(*both, strict=True)] for both in zip(found, meant, strict=True)
+    ]
+    crossed = [
+        [s == m for s, m in zip(*both, strict=True)]
+        for both in zip(found, reversed(meant), strict=True)
+    ]
+    ious = torch.stack(
+        [metrics.object_iou(half, mask) for half, mask in zip(halves, scenes.masks, strict=True)]
+    )
+    both_right = torch.tensor([a and b for a, b in zip(*right, strict=True)]).float()
+    columns = {
+        "iou": ious.mean(0),
+        "worse": ious.amin(0),
+        "colour": both_right,
+        "swapped": torch.tensor([a or b for a, b in zip(*crossed, strict=True)]).float(),
+        "regions": metrics.region_accuracy(pictures, scenes),
+        "mse": metrics.outside_mse(pictures, scenes),
+        "rim": metrics.rim_mse(pictures, scenes),
+        "ssim": metrics.ssim(pictures, scenes.picture),
+    }
+    return rows_of(columns)
+
+
 @lru_cache(maxsize=1)
 def naturalness() -> Naturalness:
     """The image-quality score, fitted to drawn scenes that are in no pair."""
@@ -166,15 +233,15 @@ def naturalness() -> Naturalness:
     return Naturalness.fitted(scenes.picture)
 
 
-def pick(scenes: Scenes, numbers: Sequence[int]) -> Scenes:
+def pick(scenes: Drawn, numbers: Sequence[int]) -> Drawn:
     """Some of the scenes."""
-    chosen = {}
-    for field in fields(scenes):
-        value = getattr(scenes, field.name)
-        chosen[field.name] = (
-            value[list(numbers)] if isinstance(value, Tensor) else [value[n] for n in numbers]
-        )
-    return Scenes(**chosen)
+
+    def some(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(some, value))
+        return value[list(numbers)] if isinstance(value, Tensor) else [value[n] for n in numbers]
+
+    return type(scenes)(**{f.name: some(getattr(scenes, f.name)) for f in fields(scenes)})
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from benchmarks.timing import machine
 
 from . import paper
 from .chart import Panel, chart
-from .methods import CEILINGS, CHANNEL, FULL, SUM, Ablation, Method
-from .pairs import COMPLEMENTARY, CONFLICT, Source
+from .methods import CEILINGS, CHANNEL, FULL, LAYERS, SUM, Ablation, Method
+from .pairs import COMPLEMENTARY, CONFLICT, TWO, Source
 from .runner import Sampling
 from .stats import Estimate, difference, estimate
 from .store import Store
@@ -34,6 +34,8 @@ class Measure:
 
 MEASURES = {
     "iou": Measure("object IoU"),
+    "worse": Measure("the worse object's IoU"),
+    "swapped": Measure("colours swapped", False),
     "regions": Measure("regions right outside"),
     "mse": Measure("MSE outside", False, 4),
     "rim": Measure("MSE at the rim", False, 4),
@@ -53,10 +55,15 @@ SHOWN = {
     COMPLEMENTARY: (
         *("iou", "regions", "mse", "seg", "depth", "caption", "clip", "ssim", "natural", "niqe"),
     ),
+    TWO: ("iou", "worse", "colour", "swapped", "regions", "mse", "rim", "ssim"),
 }
 ABLATED = ("iou", "regions", "rim", "mask")
 ORDER = ("sum", "max", "pix", "pix+channel", "full")
-CHARTED = {CONFLICT: ("iou", "regions", "mse"), COMPLEMENTARY: ("iou", "regions", "ssim")}
+CHARTED = {
+    CONFLICT: ("iou", "regions", "mse"),
+    COMPLEMENTARY: ("iou", "regions", "ssim"),
+    TWO: ("worse", "colour", "regions"),
+}
 
 
 @dataclass
@@ -77,9 +84,11 @@ class Results:
         return [m for m in wanted if any(self.column(case, method, m) for method in methods)]
 
     def complete(self, case: str, methods: Sequence[Method]) -> set[str]:
-        """The pairs that every one of the methods has made."""
+        """The pairs that every one of the methods that suit the case has made."""
         sets = []
         for method in methods:
+            if not method.suits(case):
+                continue
             shared = self.source.shared_foreground and method.unit == 0
             home = CONFLICT if shared else case
             sets.append({p for c, m, p in self.store.rows if c == home and m == method.key})
@@ -188,7 +197,7 @@ def ablation_panels(results: Results, variants: Sequence[Ablation]) -> list[Pane
 
 def _base(methods: Sequence[Method]) -> Method:
     """What an ablation is compared with."""
-    return FULL if FULL in methods else CHANNEL
+    return next((m for m in (FULL, LAYERS) if m in methods), CHANNEL)
 
 
 def _panel(
@@ -221,8 +230,9 @@ def _main_tables(results: Results, case: str, methods: Sequence[Method]) -> list
     pairs = results.complete(case, methods)
     if not pairs:
         return []
+    methods = [method for method in methods if method.suits(case)]
     measures = results.measures(case, methods, SHOWN[case])
-    lines = ["", f"### {case.capitalize()} pairs: {len(pairs)}", "", *_head("method", measures)]
+    lines = ["", f"### {_named(case)}: {len(pairs)}", "", *_head("method", measures)]
     for method in methods:
         cells = [_cell(results.of(case, method, m, pairs)[1], m) for m in measures]
         lines.append(f"| {method.title} | " + " | ".join(cells) + " |")
@@ -283,7 +293,7 @@ def _ablation_table(results: Results, ablation: Ablation, case: str) -> list[str
     name = next(value for value, method in rows if method == base)
     lines = [
         "",
-        f"### {ablation.title}: {len(pairs)} {case} pairs",
+        f"### {ablation.title}: {_named(case)}, {len(pairs)}",
         "",
         "| | " + " | ".join(MEASURES[m].title for m in measures) + f" | IoU less that of {name} |",
         "|---" * (len(measures) + 2) + "|",
@@ -327,3 +337,7 @@ def _difference(found: Estimate | None, measure: str) -> str:
     digits = MEASURES[measure].digits
     text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
     return f"**{text}**" if found.apart_from_zero else text
+
+
+def _named(case: str) -> str:
+    return case.capitalize() if case == TWO else f"{case.capitalize()} pairs"

@@ -79,7 +79,7 @@ def jobs(
     later: list[Job] = []
     extra: dict[tuple[str, str], Job] = {}
     for case in source.cases:
-        own = [m for m in methods if not _is_shared(source, case, m)]
+        own = [m for m in methods if m.suits(case) and not _is_shared(source, case, m)]
         for plan in source.plans(case, pairs, batch):
             where = early if plan.numbers[0] < ablated else later
             where += [Job(plan, m) for m in (None, *own) if _is_possible(source, plan, m)]
@@ -173,7 +173,11 @@ class Worker:
     def settings(self, method: Method, batch: Batch) -> Settings:
         """The settings of a method for a batch."""
         values = base_settings(self.sampling.steps, self.sampling.mask_reduction)
-        values |= {"foreground_word": batch.plan.word} | (method.settings or {})
+        words = (batch.plan.word, *batch.more_words)
+        named: dict[str, Any] = {"foreground_word": words[0]}
+        if method.layered:
+            named = {"layers": [{"unit": n, "word": word} for n, word in enumerate(words)]}
+        values |= named | (method.settings or {})
         if method.true_mask:
             if batch.object_mask is None:
                 raise RunError(f"pair {batch.plan.ids[0]} has no object_mask for {method.title!r}")
@@ -184,10 +188,9 @@ class Worker:
     def _method(
         self, method: Method, batch: Batch, on_step: Callable[[int], Any]
     ) -> tuple[Tensor, list[Row]]:
-        with cross_controlnet(self.pipe, self.settings(method, batch)) as control:
-            made = self._generate(
-                weighted(self.pipe, method.weight), batch, batch.conditions, on_step
-            )
+        pipe = with_nets(self.pipe, batch.nets)
+        with cross_controlnet(pipe, self.settings(method, batch)) as control:
+            made = self._generate(weighted(pipe, method.weight), batch, batch.conditions, on_step)
         session = control.session
         if session is None or control.error is not None:
             raise RunError(f"{method.title}: {control.error}")
@@ -220,10 +223,23 @@ class Worker:
 def one_unit(pipe: Any, number: int) -> Any:
     """The same pipeline with only one of its ControlNets; its parts are shared."""
     parts = {**pipe.components, "controlnet": pipe.controlnet.nets[number]}
-    options = {} if "safety_checker" not in parts else {"requires_safety_checker": False}
-    alone = type(pipe)(**parts, **options)
+    alone = type(pipe)(**parts, **_unguarded(pipe))
     alone.set_progress_bar_config(disable=True)
     return alone
+
+
+def with_nets(pipe: Any, numbers: Sequence[int] | None) -> Any:
+    """The same pipeline with these of its ControlNets, one perhaps more than once."""
+    if numbers is None:
+        return pipe
+    nets = [pipe.controlnet.nets[number] for number in numbers]
+    other = type(pipe)(**{**pipe.components, "controlnet": nets}, **_unguarded(pipe))
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def _unguarded(pipe: Any) -> dict[str, bool]:
+    return {"requires_safety_checker": False} if "safety_checker" in pipe.components else {}
 
 
 def masked_apart(batch: Batch) -> list[Tensor]:
