@@ -12,13 +12,13 @@ PLACES = [
     ("lib_ccn.session:fuse_residuals", 1, False),
     ("lib_ccn.session:Session.__init__", 0, True),
     ("lib_ccn.session:Session.begin_call", 0, True),
-    ("lib_ccn.places:Place.begin_step", 0, True),
+    ("lib_ccn.places:Places.begin_step", 0, True),
     ("lib_ccn.session:Session.run", 0, True),
     ("lib_ccn.session:Session.fuse", 0, True),
     ("lib_ccn.session:Session.fuse", 1, False),
     ("lib_ccn.attention:inject_keys_values", 0, False),
-    ("lib_ccn.masking:WordMask.begin_call", 0, True),
-    ("lib_ccn.masking:WordMask.next_mask", 1, False),
+    ("lib_ccn.masking:WordMaps.begin_call", 0, True),
+    ("lib_ccn.masking:WordMaps.next_maps", 1, False),
     ("lib_ccn.session:Session.account", 0, False),
 ]
 
