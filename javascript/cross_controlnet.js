@@ -12,7 +12,10 @@
     if (typeof document === "undefined" || ccn.update) return;
 
     const TABS = ["txt2img", "img2img"];
-    const SCRIPTS = ["Badge", "Picker", "Rows", "Sentence", "page", "prompt", "selection", "state"];
+    const SCRIPTS = [
+        "Badge", "Picker", "Rows", "Sentence", "judge", "layers", "page", "problems", "prompt",
+        "selection", "state",
+    ];
     let tabs = null;
     let misses = 0;
     let clock = null;

@@ -1,4 +1,4 @@
-// The foreground word of one row: a field for it, and the words of the prompt as chips beside it.
+// The word of one row: a field for it, and the words of the prompt as chips beside it.
 (function (ccn) {
     "use strict";
 
@@ -7,22 +7,21 @@
     const EMPTY = "The words of the prompt appear here.";
 
     class Picker {
-        // `root` is the element that it fills; what is chosen goes into the accordion's own field.
-        constructor(tab, root) {
+        // `root` is the element that it fills; `write` takes the word that was chosen or typed.
+        constructor(tab, root, write) {
             this.tab = tab;
-            this.id = `${tab}_cross_controlnet_foreground_word`;
+            this.write = write;
             this.root = root;
             this.root.translate = false;
         }
 
         // Bring the chips up to date; costs next to nothing while they are out of sight or nothing
         // has changed.
-        update(app, {automatic}) {
-            const {stripsComments, textField} = ccn.page;
+        update(app, word, automatic) {
+            const {stripsComments} = ccn.page;
             const prompt = app.querySelector(`#${this.tab}_prompt textarea`);
-            const field = textField(app, this.id);
-            if (!field || !prompt || !this.root.getClientRects().length) return;
-            if (this.field !== field) this.attach(field);
+            if (!prompt || !this.root.getClientRects().length) return;
+            if (!this.input) this.fill();
             const hint = automatic ? `automatic (last: ${automatic})` : "automatic";
             if (this.input.placeholder !== hint) this.input.placeholder = hint;
             const comments = stripsComments();
@@ -31,20 +30,20 @@
                 this.words = ccn.selection.wordsOf(this.prompt, comments);
                 this.build();
             }
-            if (field.value !== this.word) {
-                this.word = field.value;
-                if (this.input.value !== this.word) this.input.value = this.word;
+            if (word !== this.word) {
+                this.word = word;
+                // A blank behind the word is not part of it, and the next one is being typed.
+                if (ccn.layers.tidy(this.input.value) !== ccn.layers.tidy(word)) this.input.value = word;
                 this.mark();
             }
         }
 
-        attach(field) {
-            const {make, setText} = ccn.page;
-            [this.field, this.prompt, this.word] = [field, null, null];
+        fill() {
+            const {make} = ccn.page;
             this.input = make("input", "ccn-field");
             this.input.type = "text";
             this.input.setAttribute("aria-label", "The word that names what is in front");
-            this.input.addEventListener("input", () => setText(this.field, this.input.value));
+            this.input.addEventListener("input", () => this.write(this.input.value));
             this.chips = make("div", "ccn-chips");
             this.chips.setAttribute("role", "toolbar");
             this.chips.setAttribute("aria-label", "Words of the prompt");
@@ -102,9 +101,9 @@
             const mode = only ? "only" : event.shiftKey ? "extend" : "click";
             const index = Number(button.dataset.index);
             this.focus(index);
-            const word = ccn.selection.choose(this.words, this.field.value, index, mode);
-            ccn.page.setText(this.field, word);
-            this.word = this.input.value = word;
+            this.word = ccn.selection.choose(this.words, this.input.value, index, mode);
+            this.input.value = this.word;
+            this.write(this.word);
             this.mark();
         }
 

@@ -3,9 +3,10 @@
 (function (ccn) {
     "use strict";
 
-    const LAST_LAYER = 6; // of SD 1.5; no ControlNet that the WebUIs load has more
     const UNCOUNTED = /^(dpm adaptive|restart)\b/i; // take more steps than asked for
     const NUMBERED = /^\s*(?:auto|\d{1,3}(?::.*)?)\s*$/s; // what a unit or step may be given as
+    // Of several words, each with a comma behind, it is not known here whose is which.
+    const ONE_WORD = /\bCCN word: "?([^,"\n]+?) \(automatic\)(?!, [^,"\n]+ \(automatic\))/;
     // Units that the host adds by itself, by their files' names; nothing can be fused of them.
     const APART = [
         [/ip.?adapter/i, "an IP-Adapter"],
@@ -13,77 +14,6 @@
         [/lllite/i, "a ControlNet-LLLite"],
         [/shuffle/i, "a shuffle ControlNet"],
     ];
-
-    // A problem is {code, ...what its words need}. The method stands aside as a whole:
-    const REFUSALS = ["noHost", "few", "unreadable", "same", "gone", "apart", "noMask", "neverMeet"];
-
-    function whyRefused(state, active) {
-        const {foreground, background, source, injects, showsMask, hasMask, unreadable} = state;
-        if (unreadable) return {code: "unreadable", ...unreadable};
-        if (foreground != null && foreground === background) {
-            return {code: "same", number: foreground};
-        }
-        for (const [number, place] of [[foreground, "in front"], [background, "behind"]]) {
-            if (number == null || !state.units || active.some((unit) => unit.number === number)) continue;
-            const unit = state.units.find((one) => one.number === number);
-            return {code: unit ? "apart" : "gone", number, place, why: unit?.why};
-        }
-        const needed = source === "image" && (injects || showsMask);
-        return needed && hasMask === false ? {code: "noMask"} : null;
-    }
-
-    // Why nothing would be injected; null where nothing is known against it. `words` are those of
-    // the prompt, null where the page does not show all of it; `steps` the most of any pass.
-    function whyIdle({source, word, words, startStep, startLayer, steps}) {
-        if (steps != null && startStep != null && startStep >= steps) {
-            return {code: "late", step: startStep, last: steps - 1};
-        }
-        if (startLayer > LAST_LAYER) return {code: "deep", layer: startLayer, last: LAST_LAYER};
-        if (source !== "word") return null;
-        if (steps === 1) return {code: "oneStep"};
-        if (!words) return null;
-        const clean = ccn.prompt.cleanWord(word ?? "");
-        if (!words.atoms.length) return {code: "noPrompt"};
-        if (ccn.selection.isMissing(words, clean)) return {code: "absent", word: clean};
-        return clean || words.chips.length ? null : {code: "noWord"};
-    }
-
-    // Whether two of the units are ever active in the same step.
-    function everMeet(units) {
-        return units.some(({range: [start, end]}, i) => units.slice(i + 1).some(
-            ({range: [from, to]}) => Math.max(start, from) < Math.min(end, to),
-        ));
-    }
-
-    // What each unit is, by its number: "front", "behind", "fused" for one that is fused only, or
-    // "apart"; as Session does it.
-    function rolesOf({units, foreground, background}, active) {
-        const front = active.find(({number}) => number === foreground)
-            ?? active.find(({number}) => number !== background);
-        const isBehind = ({number}) => background == null || number === background;
-        return new Map(units.map((unit) => [unit.number, unit.why ? "apart"
-            : unit === front ? "front" : isBehind(unit) ? "behind" : "fused"]));
-    }
-
-    // Add to a state what follows from it: `active`, the units that can be fused, null where that
-    // is unknown; `roles` by unit number, null while none has one; `problem`, null where nothing
-    // is known against it; `refused`, whether the problem keeps the whole method from acting.
-    function judge(state) {
-        const judged = {...state, active: null, roles: null, problem: null, refused: false};
-        if (!state.enabled) return judged;
-        const active = state.units && state.units.filter((unit) => !unit.why);
-        judged.active = active;
-        if (state.hosted === false) judged.problem = {code: "noHost"};
-        else if (active && active.length < 2) judged.problem = {code: "few"};
-        judged.problem ??= whyRefused(state, active)
-            ?? (active && !everMeet(active) ? {code: "neverMeet"} : null)
-            ?? (state.injects ? whyIdle(state) : null);
-        judged.refused = REFUSALS.includes(judged.problem?.code);
-        if (active && !["same", "gone", "apart"].includes(judged.problem?.code)) {
-            judged.roles = rolesOf(state, active);
-        }
-        return judged;
-    }
 
     // A unit's number as our dropdown writes it; null for "auto" and for what is none.
     function leadingNumber(text) {
@@ -180,7 +110,7 @@
     // The word that was chosen for the last picture, where that had the prompt of now; else "".
     function lastWord(text, prompt) {
         const plain = (some) => some.replace(/\s/g, "");
-        const word = /\bCCN word: "?([^,"\n]+?) \(automatic\)/.exec(text)?.[1] ?? "";
+        const word = ONE_WORD.exec(text)?.[1] ?? "";
         const [all, now] = [plain(text), plain(prompt)];
         const same = all.startsWith(now) && /^(Negativeprompt:|Steps:)/.test(all.slice(now.length));
         return same ? word : "";
@@ -196,10 +126,10 @@
         read(app) {
             const {enableBox, isChecked, numberOf, valueOf} = ccn.page;
             const {tab, id} = this;
-            if (!enableBox(app, id)?.checked) return judge({enabled: false});
+            if (!enableBox(app, id)?.checked) return ccn.judge({enabled: false});
             const [foreground, background] = ["foreground_unit", "background_unit"]
                 .map((name) => leadingNumber(valueOf(app, `${id}_${name}`)));
-            return judge({
+            return ccn.judge({
                 enabled: true,
                 hosted: isHosted(app, tab),
                 units: readUnits(app, tab),
@@ -208,6 +138,7 @@
                 showsMask: isChecked(app, `${id}_show_mask`),
                 foreground,
                 background,
+                layers: ccn.layers.parse(valueOf(app, `${id}_layers`) ?? "") ?? [],
                 unreadable: this.unreadable(app),
                 source: this.choice(app, "mask_source"),
                 hasMask: readMask(app, `${id}_mask_image`),
@@ -237,7 +168,8 @@
                 const text = ccn.page.valueOf(app, `${this.id}_${name}`);
                 if (text !== null && !NUMBERED.test(text)) return {name: name.replace("_", " "), text};
             }
-            return null;
+            const text = ccn.page.valueOf(app, `${this.id}_layers`) ?? "";
+            return ccn.layers.parse(text) ? null : {name: "layers", text};
         }
 
         // The words of the prompt, read again only when it changes. Styles add words unseen, and
@@ -263,5 +195,5 @@
         }
     }
 
-    ccn.state = {Reader, judge, lastWord};
+    ccn.state = {Reader, lastWord};
 })(globalThis.crossControlNet ??= {});

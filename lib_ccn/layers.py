@@ -17,6 +17,9 @@ from .schema import Setting, SettingsError
 
 LAYER_LIMIT = 10
 
+# The two ways to say who is in front.
+WAYS = (("layers",), ("foreground_unit", "foreground_word"))
+
 _ENTRY = re.compile(r"\s*(\d{1,3})(?:\s+([^(),;]*?))?\s*(?:\(([^()]*)\))?\s*")
 _THRESHOLD = "threshold"
 _RESERVED = re.compile("[%,;()]")
@@ -155,6 +158,14 @@ class LayersSetting(Setting):
                     raise SettingsError(name, text, f"a number behind {_THRESHOLD!r}") from None
             entries.append(entry)
         return entries
+
+
+def said_otherwise(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings that would say in the other way who is in front, where these values say it."""
+    if values.get("layers"):
+        return WAYS[1]
+    said = (values.get(name) for name in WAYS[1])
+    return WAYS[0] if any(value not in (None, "", "auto") for value in said) else ()
 
 
 def _split(text: str) -> list[str]:

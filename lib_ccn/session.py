@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from .attention import UNET, AttentionForm, KeyValueStore
 from .fusion import Front, fuse_residuals
 from .outcome import Account, Outcome
-from .places import Place, Places
+from .place import Place
+from .places import Places
 from .prompt import TokenizedPrompt
 from .settings import Settings, SettingsError
 from .units import Call, Role, Unit, assign_roles, partners, why_unreached
@@ -280,7 +281,7 @@ class Session:
                 )
                 for unit in self.units
             ],
-            [place.told() for place in self.places.all],
+            self.places.told(),
             list(self.notes),
         )
 

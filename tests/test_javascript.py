@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lib_ccn.layers import LAYER_LIMIT
 from lib_ccn.prompt import (
     STOP_WORDS,
     clean_word,
@@ -22,7 +23,7 @@ from lib_ccn.prompt import (
     tokenize,
     words,
 )
-from lib_ccn.settings import WORD_LIMIT
+from lib_ccn.settings import UNIT_LIMIT, WORD_LIMIT, SettingsError, fields
 from lib_ccn.spelling import PARTICLES, script
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +45,7 @@ def ask(script: str, data: Any = None) -> Any:
     program = f"""
         const {{ ccn }} = await import({json.dumps((TESTS / "load.mjs").as_uri())});
         const data = JSON.parse((await import("node:fs")).readFileSync(0, "utf8"));
-        const {{ prompt, selection }} = ccn;
+        const {{ layers, prompt, selection }} = ccn;
         let answer;
         {script}
         process.stdout.write(JSON.stringify(answer));
@@ -108,6 +109,10 @@ def test_both_languages_have_the_same_constants():
     names = "[...prompt.STOP_WORDS], selection.PARTICLES, selection.WORD_LIMIT"
     stop_words, particles, limit = ask(f"answer = [{names}];")
     assert (set(stop_words), set(particles), limit) == (STOP_WORDS, PARTICLES, WORD_LIMIT)
+    names = "layers.SOURCES, layers.LAYER_LIMIT, layers.UNIT_LIMIT"
+    sources, *limits = ask(f"answer = [{names}];")
+    assert tuple(sources) == fields()["mask_source"].choices
+    assert limits == [LAYER_LIMIT, UNIT_LIMIT]
 
 
 def test_both_languages_know_the_same_scripts_without_spaces():
@@ -173,6 +178,49 @@ def test_both_languages_agree_on_what_is_missing():
         found = find_word(tokenize(text, pieces.encode, decode_piece=pieces.piece), ids)
         assert missing is (bool(ids) and not found), (text, word)
         seen.add(missing)
+    assert seen == {True, False}
+
+
+_ENTRIES = (
+    "0 1 12 120 star red%20star %2C %C3 %zz ( ) (silhouette) (all,) (image) (word) auto 50% a(b)"
+)
+_BRACKETS = (
+    "(threshold 0.5)|(threshold 2)|(threshold)|(silhouette, threshold .3)|(no)|-1|,|,|;|, |  |"
+)
+_LAYER_PIECES = [*_ENTRIES.split(), *_BRACKETS.split("|")]
+
+
+def random_layers(count: int) -> list[str]:
+    chance = random.Random(7)
+    loose = [" ".join(chance.choices(_LAYER_PIECES, k=chance.randrange(6))) for _ in range(count)]
+    details = ["", "(silhouette)", "(all)", "(threshold 0.4)", "(word, threshold 1)"]
+    for _ in range(count):
+        entries = [
+            f"{chance.randrange(6)} {chance.choice(['', 'star', 'red star', 'a%2C b'])} "
+            f"{chance.choice(details)}"
+            for _ in range(chance.randrange(1, 4))
+        ]
+        loose.append(chance.choice([",", ";", ", "]).join(entries))
+    return loose
+
+
+def test_both_languages_read_and_write_layers_alike():
+    setting, texts = fields()["layers"], [*random_layers(400), ",".join(map(str, range(11)))]
+    script = "const found = data.map(layers.parse);"
+    got = ask(f"{script} answer = found.map((f) => [f, f && layers.write(f)]);", texts)
+    seen = set()
+    for text, (entries, written) in zip(texts, got, strict=True):
+        try:
+            expected = setting.accept("layers", text)
+        except SettingsError:
+            expected = None
+        assert (entries is None) is (expected is None), text
+        seen.add(expected is None)
+        if expected is None:
+            continue
+        named = [(e["number"], e["word"], e["source"]) for e in entries]
+        assert named == [(e.unit, e.word, e.mask_source) for e in expected], text
+        assert setting.accept("layers", written) == expected, text
     assert seen == {True, False}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from ..layers import said_otherwise
 from ..settings import TITLE, Settings, SettingsError, fields, page_message
 from ..showable import make_encodable, showable
 from . import painted
@@ -124,7 +125,8 @@ def read(
         strict = named and args[0].get("strict") is True
         values = _named(args[0], presets, errors) if named else _positional(args)
         if axes:
-            values.update({"enabled": True, **_in_layers(values, axes)})
+            over = _in_layers(values, axes)
+            values = {**_without_other_way(values, over), "enabled": True, **over}
         elif not named and values["enabled"] is False:
             return Request(Settings())
         values["mask_image"] = _mask_image(values, errors)
@@ -197,8 +199,14 @@ def _named(
             values.update(_preset(given["preset"], presets))
         except SettingsError as error:
             errors.append(error)
-    values.update({name: value for name, value in given.items() if name != "preset"})
-    return values
+    own = {name: value for name, value in given.items() if name != "preset"}
+    return {**_without_other_way(values, own), **own}
+
+
+def _without_other_way(values: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, without what says otherwise than those put over them who is in front."""
+    dropped = said_otherwise(over)
+    return {name: value for name, value in values.items() if name not in dropped}
 
 
 def _preset(name: Any, presets: Presets | None) -> Mapping[str, Any]:

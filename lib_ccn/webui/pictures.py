@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +21,6 @@ from ..winners import AVERAGED_COLOUR, COLOURS, Decision
 
 PAPER = (255, 255, 255)
 INK = (28, 30, 34)
-_TINT = (255, 64, 64)
 _OPACITY = 0.45
 
 # A panel's shorter side is at least, its longer one at most so many pixels.
@@ -32,68 +33,93 @@ _BITMAP_SIZE = 11
 Swatch = tuple[tuple[int, int, int] | None, str]
 
 
+# A unit's number, as the host counts it, and where it is in front: bool [h, w].
+Front = tuple[int, Tensor]
+
+
 @dataclass
 class Result:
     """What there is to show of the pictures of a batch.
 
     Attributes:
         pictures: how many there are.
-        masks: of each bool [h, w], or None.
+        fronts: of each the places of the units in front, front to back; none where no mask is.
         decisions: who won in each, or None.
         said: in words what there is not.
+        units: the numbers of those that can be fused.
+        rest: what became of a place where nobody won.
     """
 
     pictures: int = 0
-    masks: list[Tensor | None] = field(default_factory=list)
+    fronts: list[list[Front]] = field(default_factory=list)
     decisions: list[Decision | None] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
+    rest: str = "averaged"
 
     def take(self, session: Session, pictures: int) -> None:
         """Take it from a run that is over; of a hires pass, what is not there stays the first's."""
         self.pictures = pictures
-        if session.place.mask is not None and session.place.usable is not None:
-            masks = session.place.mask.expand(pictures, -1, -1)
-            usable = session.place.usable.expand(pictures).tolist()
-            found = [mask if known else None for mask, known in zip(masks, usable, strict=True)]
-            self.masks = found if any(usable) else self.masks
+        self.units = [unit.number or 0 for unit in session.units if unit.eligible]
+        fronts = [
+            [
+                (next((unit.number or 0 for unit in place.units), 0), mask)
+                for place, mask in session.places.shown(picture)
+            ]
+            for picture in range(pictures)
+        ]
+        self.fronts = fronts if any(fronts) else self.fronts
         if session.winners is not None:
             decisions = [session.winners.of(picture) for picture in range(pictures)]
             self.decisions = decisions if any(decisions) else self.decisions
         outcome = session.outcome
+        self.rest = "added up" if outcome.settings.fusion == "layers" else "averaged"
         self.said = []
         if not any(self.decisions):
             self.said.append(f"Nobody won: {outcome.fusion()}.")
-        if not self.masks:
+        if not self.fronts:
             self.said.append("There is no mask.")
         if outcome.settings.inject and not outcome.injected:
             self.said.append("Nothing was injected.")
 
+    @property
+    def masks(self) -> list[Tensor | None]:
+        """Of each picture where any unit is in front: bool [h, w], or None."""
+        found = [[mask for _unit, mask in fronts] for fronts in self.fronts]
+        return [functools.reduce(operator.or_, masks) if masks else None for masks in found]
+
     def strip(self, picture: Image.Image, number: int) -> Image.Image:
         """The strip of picture `number`."""
-        mask = self.masks[number] if number < len(self.masks) else None
         decision = self.decisions[number] if number < len(self.decisions) else None
-        return result_strip(picture, mask, decision, self.said)
+        fronts = self.fronts[number] if number < len(self.fronts) else []
+        # A unit has the colour of its place among those that were fused.
+        order = self.units if decision is None else [unit.number or 0 for unit in decision.units]
+        shown = [(order.index(unit) if unit in order else 0, mask) for unit, mask in fronts]
+        return result_strip(picture, shown, decision, self.said, self.rest)
 
 
 def result_strip(
     picture: Image.Image,
-    mask: Tensor | None,
+    fronts: Sequence[Front],
     decision: Decision | None,
     said: Sequence[str] = (),
+    rest: str = "averaged",
 ) -> Image.Image:
-    """The picture, the mask over it, and who won where, side by side, with a legend.
+    """The picture, the places in front over it, and who won where, side by side, with a legend.
 
     Args:
         picture: of any size and mode; small ones are enlarged by a whole factor.
-        mask: bool [h, w], as coarse as the attention that it was read from.
+        fronts: which colour each has, and its mask, as coarse as the attention that it was read
+            from; they do not overlap.
         decision: its maps are enlarged without smoothing.
         said: sentences for the legend.
+        rest: what became of a place where nobody won.
     """
     shown = _fitting(picture.convert("RGB"))
     panels = [("picture", shown)]
-    if mask is not None:
-        front = float(mask.float().mean())
-        panels.append((f"in front: {shares([front])}", _overlay(shown, _grey(mask))))
+    if fronts:
+        parts = ", ".join(shares([float(mask.float().mean())]) for _unit, mask in fronts)
+        panels.append((f"in front: {parts}", _overlay(shown, fronts)))
     legend: list[Swatch] = []
     if decision is not None:
         for place, won in enumerate(decision.maps):
@@ -102,7 +128,7 @@ def result_strip(
             panels.append((name + size, decision_image(won).resize(shown.size, _NEAREST)))
         units = enumerate(decision.units)
         legend += [(COLOURS[n % len(COLOURS)], unit_name(unit.name)) for n, unit in units]
-        legend.append((AVERAGED_COLOUR, "averaged"))
+        legend.append((AVERAGED_COLOUR, rest))
         legend.append((None, f"in step {decision.step}, counted from 0"))
     return _laid_out(panels, [*legend, *((None, sentence) for sentence in said)])
 
@@ -152,15 +178,16 @@ def _grey(mask: Tensor) -> Image.Image:
     return Image.fromarray(np.asarray(mask.cpu(), dtype=np.uint8) * 255)
 
 
-def _overlay(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """The foreground tinted and outlined, the rest a little darker."""
-    mask = mask.resize(picture.size, _NEAREST)
-    tint = Image.new("RGB", picture.size, _TINT)
-    inside = Image.blend(picture, tint, _OPACITY)
-    outside = picture.point(lambda value: value * 0.7)
-    both = Image.composite(inside, outside, mask)
-    edge = ImageChops.difference(mask, mask.filter(ImageFilter.MinFilter(3)))
-    return Image.composite(tint, both, edge)
+def _overlay(picture: Image.Image, fronts: Sequence[Front]) -> Image.Image:
+    """Each place tinted with its unit's colour and outlined, the rest a little darker."""
+    both = picture.point(lambda value: value * 0.7)
+    for unit, found in fronts:
+        mask = _grey(found).resize(picture.size, _NEAREST)
+        tint = Image.new("RGB", picture.size, COLOURS[unit % len(COLOURS)])
+        both = Image.composite(Image.blend(picture, tint, _OPACITY), both, mask)
+        edge = ImageChops.difference(mask, mask.filter(ImageFilter.MinFilter(3)))
+        both = Image.composite(tint, both, edge)
+    return both
 
 
 def _laid_out(panels: Sequence[tuple[str, Image.Image]], legend: Sequence[Swatch]) -> Image.Image:

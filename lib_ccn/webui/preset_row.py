@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
+from ..layers import said_otherwise
 from ..settings import SettingsError, fields, page_message
 from ..showable import shown_value
 from .arguments import plain_value
@@ -82,6 +83,9 @@ class PresetRow:
             if not preset:
                 return [_said(""), *(gr.update() for _ in names)]
             values = self._store.load(preset)
+            # What it says of who is in front takes back what the page says in the other way.
+            taken_back = {name: fields()[name].default for name in said_otherwise(values)}
+            values = {**taken_back, **values}
             shown = [
                 gr.update(value=page_value(name, values[name])) if name in values else gr.update()
                 for name in names

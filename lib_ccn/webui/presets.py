@@ -90,8 +90,7 @@ _BUILT_IN = (
     Preset(
         "Layers",
         {**_PAPER, "fusion": "layers", "inject": False},
-        "Each unit its place, by a word of the prompt: a unit in front counts alone there, and "
-        "elsewhere all are added as ControlNet does it.",
+        "Each unit in front has its place, by a word of the prompt; elsewhere all are added up.",
         built_in=True,
     ),
     Preset(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hosts import further_weights
-from hosts.cases import Requests, hires, using
+from hosts.cases import Requests, blocks, hires, using
 from hosts.checks import Dumped
 from hosts.client import Client, Reply, same
+from hosts.page import WINDOW, Page, start_browser
 from hosts.server import OWN_FOLDER, WORK, HostError, Installation, Server
 
 HERE = Path(__file__).parent
@@ -246,3 +248,38 @@ def dumped(host, tmp_path):
 @pytest.fixture(scope="session")
 def work():
     return WORK
+
+
+@pytest.fixture(scope="session")
+def browser():
+    try:
+        driver = start_browser()
+    except RuntimeError as reason:
+        pytest.skip(str(reason))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="session")
+def screenshots(installation):
+    folder = installation.work / "screenshots"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def page(browser, host, screenshots):
+    """The page, loaded anew; none of our scripts may have complained when the test ends."""
+    page = Page(browser, host.server.url, screenshots)
+    browser.set_window_size(*WINDOW)
+    page.open()
+    yield page
+    assert page.errors() == []
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conditions")
+    for seed in (1, 2):
+        blocks(seed, 128).save(folder / f"{seed}.png")
+    return [folder / "1.png", folder / "2.png"]

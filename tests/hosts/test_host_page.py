@@ -8,20 +8,27 @@ import zipfile
 
 import numpy as np
 import pytest
+from hosts.accordion import (
+    ENTER,
+    PLACE,
+    TAB,
+    assert_legible,
+    fill,
+    is_strip,
+    state,
+    unit_field,
+)
 from hosts.cases import METHOD, blocks, encoded, using
-from hosts.page import LEAST_CONTRAST, WINDOW, Page, start_browser, until
+from hosts.page import until
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lib_ccn.settings import fields
 
-ENTER, TAB = "\ue007", "\ue004"  # as the browser's driver wants them
-
 pytestmark = [pytest.mark.page, pytest.mark.timeout(1200)]
 
 PAPER = "PixFusion + ChannelFusion (the paper)"
 TABS = ("txt2img", "img2img")
-PLACE = "#txt2img_cross_controlnet"
 SHOWN = {
     "enabled": True,
     "fusion": "PixFusion",
@@ -51,33 +58,6 @@ GIVEN = {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    try:
-        driver = start_browser()
-    except RuntimeError as reason:
-        pytest.skip(str(reason))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture(scope="module")
-def screenshots(installation):
-    folder = installation.work / "screenshots"
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-@pytest.fixture
-def page(browser, host, screenshots):
-    """The page, loaded anew; none of our scripts may have complained when the test ends."""
-    page = Page(browser, host.server.url, screenshots)
-    browser.set_window_size(*WINDOW)
-    page.open()
-    yield page
-    assert page.errors() == []
-
-
-@pytest.fixture(scope="module")
 def made(host):
     """A picture made over the API, whose text holds our settings and ControlNet's units."""
     units = host.requests.two()
@@ -91,35 +71,12 @@ def three(host):
     return host.generate(using(host.requests.body(units, width=128, height=128), GIVEN))
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("conditions")
-    for seed in (1, 2):
-        blocks(seed, 128).save(folder / f"{seed}.png")
-    return [folder / "1.png", folder / "2.png"]
-
-
 def settings(page, tab="txt2img"):
     """What the page shows; a unit without its model's name."""
     found = {name: page.setting(tab, name) for name in SHOWN}
     for name in ("foreground_unit", "background_unit"):
         found[name] = found[name].split(":")[0]
     return found
-
-
-def is_strip(shape):
-    """Whether a picture of this width by height is a strip: three panels or more side by side."""
-    return shape > 2
-
-
-def fill(page, made, pictures):
-    """Paste a picture's settings, and give each ControlNet unit its condition."""
-    page.paste("txt2img", made.infotexts[0])
-    for number, path in enumerate(pictures):
-        box = unit_field(page, number, "enable_checkbox")
-        if not box.is_selected():  # Forge Classic pastes a unit's values, and leaves it off
-            page.js("arguments[0].click()", box)
-        page.upload(f"#txt2img_controlnet_ControlNet-{number}_input_image", path)
 
 
 @pytest.mark.parametrize("tab", TABS)
@@ -181,11 +138,6 @@ def test_word_picker(page, made, pictures):
     until(lambda: "in front: sea" in state(page), "a word that was typed")
 
 
-def state(page):
-    """The sentence about what will happen."""
-    return page.text(f"{PLACE} .ccn-state")
-
-
 def put(page, name, text):
     """Type into one of our dropdowns that take any text."""
     page.js(
@@ -193,11 +145,6 @@ def put(page, name, text):
         f"{PLACE[1:]}_{name}",
         text,
     )
-
-
-def unit_field(page, number, name):
-    """A field of a ControlNet unit."""
-    return page.one(f"#txt2img_controlnet_ControlNet-{number}_controlnet_{name} input")
 
 
 def test_the_state_in_words(page, made, pictures):
@@ -248,11 +195,6 @@ def test_a_unit_is_put_in_front_by_keyboard(page, made, pictures):
     style = page.js("return getComputedStyle(document.activeElement).outlineStyle")
     assert page.js("return document.activeElement.textContent") == "behind"
     assert style != "none", "the focus can be seen"
-
-
-def assert_legible(page):
-    least, text = page.js(LEAST_CONTRAST, page.one(PLACE))
-    assert least >= 4.5, f"{least:.2f}: {text}"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

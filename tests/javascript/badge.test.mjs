@@ -23,8 +23,8 @@ test("without ControlNet nothing will happen, on an unknown page something may",
 test("without a page the scripts add one name and nothing else", () => {
     assert.deepEqual(
         Object.keys(ccn).sort(),
-        ["Badge", "Picker", "Rows", "Sentence", "badgeText", "badgeTitle", "page", "prompt", "rows",
-            "selection", "sentence", "shortName", "state"],
+        ["Badge", "Picker", "Rows", "Sentence", "badgeText", "badgeTitle", "judge", "layers", "page", "problems",
+            "prompt", "rows", "selection", "sentence", "shortName", "state"],
     );
 });
 
@@ -64,7 +64,34 @@ for (const [name, changes] of Object.entries(FINE)) {
     });
 }
 
+const LAYERS = "layers (each unit its place)";
+const THREE = [unit(0), unit(1), unit(2)];
+const TWO = { fusion: LAYERS, inject: false, units: THREE, layers: "0 star, 1 moon" };
+
+test("layers", () => {
+    assert.deepEqual(badge(TWO), { text: "3 units layered", warns: false });
+    assert.deepEqual(badge({ ...TWO, inject: true }), { text: "3 units layered + injection", warns: false });
+    assert.deepEqual(badge({ ...TWO, fusion: "average" }), { text: "3 units fused", warns: false });
+});
+
 const MISSING = [
+    [{ ...TWO, layers: "0 star, 1 zebra" }, "3 units layered, no place for unit 1: “zebra” is not in the prompt"],
+    [{ ...TWO, layers: "0 fox, 1 zebra" }, "3 units summed, no place: “fox” is not in the prompt"],
+    [{ ...TWO, layers: "", word: "zebra" }, "3 units summed, no place: “zebra” is not in the prompt"],
+    [{ ...TWO, prompt: "" }, "3 units summed, no place: the prompt is empty"],
+    [{ ...TWO, steps: 1 }, "3 units summed, no place: no mask in the first step"],
+    [{ ...TWO, layers: "0 star (silhouette), 1 moon", steps: 1 },
+        "3 units layered, no place for unit 1: no mask in the first step"],
+    [{ ...TWO, layers: "0 (all), 1 moon" }, "3 units layered, no place for unit 1"],
+    [{ ...TWO, layers: "0 star, 7 moon" }, "off: unit 7 is not on"],
+    [{ ...TWO, layers: "star, moon" }, "off: layers “star, moon”"],
+    [{ ...TWO, layers: "0 star, 0 moon" }, "off: layers “0 star, 0 moon”"],
+    [{ ...TWO, word: "moon" }, "off: two answers to who is in front"],
+    [{ ...TWO, foreground: "2" }, "off: two answers to who is in front"],
+    [{ ...TWO, background: "1" }, "off: foreground and background are both unit 1"],
+    [{ ...TWO, layers: "0, 1 (image)" }, "off: the mask image is missing"],
+    [{ ...TWO, layers: "0 star, 1 moon, 2", inject: true }, "3 units layered, no injection: no unit is behind"],
+    [{ ...TWO, inject: true, step: 20 }, "3 units layered, no injection: start step 20 is beyond the last, 19"],
     [{ prompt: "" }, "2 units fused, no injection: the prompt is empty"],
     [{ prompt: "  \n" }, "2 units fused, no injection: the prompt is empty"],
     [{ prompt: "", word: "star" }, "2 units fused, no injection: the prompt is empty"],

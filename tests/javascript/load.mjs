@@ -2,7 +2,9 @@
 import { createRequire } from "node:module";
 
 const require = createRequire(import.meta.url);
-const SCRIPTS = ["badge", "page", "picker", "prompt", "rows", "selection", "sentence", "state"];
+const SCRIPTS = [
+    "badge", "judge", "layers", "page", "picker", "problems", "prompt", "rows", "selection", "sentence", "state",
+];
 for (const name of ["", ...SCRIPTS.map((script) => `_${script}`)]) {
     require(`../../javascript/cross_controlnet${name}.js`);
 }

@@ -81,13 +81,14 @@ export function unit(number, {on = true, weight = 1, model = "canny [1]", range 
         slider(`${id}_control_weight_slider`, weight), ...ends);
 }
 
-const TITLES = { fusion: { "PixFusion + ChannelFusion": "pix+channel", "plain sum": "sum", average: "mean" },
+const TITLES = { fusion: { "PixFusion + ChannelFusion": "pix+channel", "plain sum": "sum", average: "mean",
+    "layers (each unit its place)": "layers" },
     mask_source: { "the word's attention": "word", "a painted mask": "image" } };
 
 // A tab as a WebUI with ControlNet shows it, with some of its values changed.
 export function tabOf(changes = {}, tab = "txt2img") {
     const on = {
-        enabled: true, prompt: "a red star on the moon", word: "", inject: true, show_mask: false,
+        enabled: true, prompt: "a red star on the moon", word: "", layers: "", inject: true, show_mask: false,
         fusion: "PixFusion + ChannelFusion", foreground: "auto", background: "auto",
         source: "the word's attention", step: "auto", layer: 0, steps: 20, sampler: "Euler",
         units: [unit(0), unit(1), unit(2, { on: false, model: "None" })], editor: [], styles: [],
@@ -107,6 +108,7 @@ export function tabOf(changes = {}, tab = "txt2img") {
         checkbox(`${id}_show_mask`, on.show_mask), dropdown(`${id}_fusion`, on.fusion),
         dropdown(`${id}_foreground_unit`, on.foreground), dropdown(`${id}_background_unit`, on.background),
         dropdown(`${id}_mask_source`, on.source), text(`${id}_foreground_word`, on.word),
+        text(`${id}_layers`, on.layers),
         dropdown(`${id}_start_step`, String(on.step)), slider(`${id}_start_layer`, on.layer),
         make("div", { id: `${id}_mask_image` }, ...on.editor));
 }

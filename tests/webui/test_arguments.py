@@ -213,6 +213,31 @@ def test_a_presets_values_stand_under_the_dicts_own() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("preset", "own"),
+    [
+        ({"layers": [{"unit": 1, "word": "fox"}, {"unit": 0}]}, {"foreground_word": "star"}),
+        ({"layers": "1 fox, 0"}, {"foreground_unit": 0}),
+        ({"foreground_unit": 0, "foreground_word": "star"}, {"layers": "1 fox, 0"}),
+    ],
+)
+def test_the_dicts_own_way_to_say_who_is_in_front_takes_back_the_presets(
+    preset: Any, own: Any
+) -> None:
+    request = read([{"preset": "mine", **own}], None, Shelf(**preset))
+    assert request.problem is None
+    assert request.settings == Settings(enabled=True, **own)
+
+
+def test_an_axis_of_layers_takes_back_the_pages_word() -> None:
+    page = [fields()[name].default for name in PAGE]
+    page[PAGE.index("foreground_word")] = "star"
+    layers = fields()["layers"].accept("layers", "1 fox, 0")
+    request = read(page, {"layers": layers})
+    assert request.problem is None
+    assert request.settings == Settings(enabled=True, layers=layers)
+
+
 def test_a_preset_does_not_switch_on_what_is_off() -> None:
     assert not read([{"preset": "mine", "enabled": False}], None, Shelf()).settings.enabled
 

@@ -34,10 +34,8 @@ class Host:
 
 
 def some_places(words=lambda pictures: [""] * pictures):
-    place = SimpleNamespace(
-        mask=torch.ones(1, 2, 2, dtype=torch.bool), usable=torch.ones(1, dtype=torch.bool)
-    )
-    return SimpleNamespace(all=[place], words=words)
+    shown = [(SimpleNamespace(units=[]), torch.ones(2, 2, dtype=torch.bool))]
+    return SimpleNamespace(shown=lambda picture: shown, words=words)
 
 
 class P:
@@ -62,7 +60,7 @@ class P:
             session = SimpleNamespace(
                 notes=[],
                 places=some_places(),
-                place=some_places().all[0],
+                units=[],
                 shortfalls=[],
                 ended_early=False,
                 outcome=Outcome(Settings()),
@@ -433,7 +431,8 @@ class TestMaskStrips:
         for p.iteration in range(batches):
             p.sample()
             result = p.generations._running[-1].result
-            result.pictures, result.masks = count, [torch.ones(2, 2, dtype=torch.bool)] * count
+            everywhere = [(0, torch.ones(2, 2, dtype=torch.bool))]
+            result.pictures, result.fronts = count, [everywhere] * count
             for p.batch_index in range(count):
                 p.generations.postprocess_image(p, Image.new("RGB", (8, 8)))
                 images.append(f"{p.iteration}.{p.batch_index}")

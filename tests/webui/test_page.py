@@ -95,6 +95,23 @@ def test_values_come_as_the_browser_sends_them(row):
     assert not any(fn.preprocess for fn in listening)
 
 
+def test_a_preset_takes_back_who_was_in_front_otherwise(row):
+    names = [*preset_row.METHOD, *preset_row.SCENE]
+    given = values()
+    given[names.index("layers")] = "1 fox, 0 star"
+    row.save(None, "two", *given)
+    changes = dict(zip(names, row.load("two")[1:], strict=True))
+    assert changes["layers"]["value"] == "1 fox, 0 star"
+    assert changes["foreground_unit"]["value"] == "auto"
+    assert changes["foreground_word"]["value"] == ""
+    given = values()
+    given[names.index("foreground_unit")] = "0"
+    row.save(None, "one", *given)
+    changes = dict(zip(names, row.load("one")[1:], strict=True))
+    assert (changes["layers"]["value"], changes["foreground_unit"]["value"]) == ("", "0")
+    assert changes["foreground_word"] == gradio.update()
+
+
 def test_a_refused_value_is_told_by_its_label(row):
     given = values()
     given[0] = "mix"

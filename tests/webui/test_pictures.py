@@ -9,7 +9,9 @@ from PIL import Image, ImageFont
 from torch import nn
 
 from lib_ccn.fusion import AVERAGED
+from lib_ccn.layers import Layer
 from lib_ccn.outcome import Outcome
+from lib_ccn.places import Places
 from lib_ccn.settings import Settings
 from lib_ccn.units import Unit
 from lib_ccn.webui import pictures
@@ -27,6 +29,7 @@ from lib_ccn.webui.pictures import (
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, Decision, Winners
 
 MASK = torch.tensor([[True, False], [False, False]])
+FRONT = [(0, MASK)]
 
 
 def a_picture(width, height):
@@ -69,7 +72,7 @@ def panels_of(strip, count):
     ],
 )
 def test_panels_can_be_seen_at_every_size(size, panel):
-    strip = result_strip(a_picture(*size), MASK, a_decision())
+    strip = result_strip(a_picture(*size), FRONT, a_decision())
     assert strip.width == 5 * (panel[0] + GAP) + GAP
     assert strip.height >= panel[1] + 3 * 13
     assert max(panel) <= LARGEST
@@ -83,7 +86,7 @@ def test_panels_can_be_seen_at_every_size(size, panel):
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
 def test_the_mask_lies_over_the_picture(mode):
     grey = Image.new("L", (SMALLEST, SMALLEST), 200).convert(mode)
-    shown, over = (part.astype(int) for part in panels_of(result_strip(grey, MASK, None), 2))
+    shown, over = (part.astype(int) for part in panels_of(result_strip(grey, FRONT, None), 2))
     assert (shown == 200).all()
     inside, outside = over[20, 20], over[200, 200]
     assert inside[0] > inside[1]
@@ -91,7 +94,7 @@ def test_the_mask_lies_over_the_picture(mode):
 
 
 def test_a_winner_is_its_colour_and_the_average_grey():
-    *_, first, middle, last = panels_of(result_strip(a_picture(256, 256), MASK, a_decision()), 5)
+    *_, first, middle, last = panels_of(result_strip(a_picture(256, 256), FRONT, a_decision()), 5)
     for panel in (first, middle, last):
         assert tuple(panel[3, 3]) == COLOURS[0]
         assert tuple(panel[3, -4]) == COLOURS[1]
@@ -120,7 +123,7 @@ def test_the_legend_names_units_average_and_step(monkeypatch, bitmap):
     monkeypatch.setattr(
         pictures, "_write", lambda sheet, text, *a: (written.append(text), write(sheet, text, *a))
     )
-    strip = result_strip(a_picture(64, 64), MASK, a_decision(), ["Nothing was injected."])
+    strip = result_strip(a_picture(64, 64), FRONT, a_decision(), ["Nothing was injected."])
     assert written == [
         "picture",
         "in front: 25 %",
@@ -139,9 +142,9 @@ def test_the_legend_names_units_average_and_step(monkeypatch, bitmap):
 
 
 def test_a_legend_that_is_too_wide_has_rows():
-    narrow = result_strip(a_picture(64, 64), None, None, ["A sentence of some length."] * 4)
+    narrow = result_strip(a_picture(64, 64), [], None, ["A sentence of some length."] * 4)
     assert narrow.width == SMALLEST + 2 * GAP
-    assert narrow.height > result_strip(a_picture(64, 64), None, None, ["Short."]).height + 40
+    assert narrow.height > result_strip(a_picture(64, 64), [], None, ["Short."]).height + 40
 
 
 @pytest.mark.parametrize(
@@ -161,22 +164,25 @@ def test_a_units_name_fits(name, shown):
 
 @pytest.mark.parametrize("name", ["深度", "Ärger", "🦊", "\ud800", "a\nb", ""])
 def test_every_name_can_be_drawn(name):
-    assert result_strip(a_picture(64, 64), None, a_decision((name, "b"))).height > SMALLEST
+    assert result_strip(a_picture(64, 64), [], a_decision((name, "b"))).height > SMALLEST
 
 
 class TestResult:
     """What of a run is shown."""
 
     def session(self, mask=None, decided=True, **settings):
-        winners = Winners()
+        winners, decision = Winners(), a_decision()
+        for number, unit in enumerate(decision.units):
+            unit.number = number
         if decided:
-            decision = a_decision()
             maps = dict(enumerate((*decision.maps, torch.zeros(8, dtype=torch.int8))))
             winners._latest = {0: (3, decision.units, maps), 1: (3, decision.units, maps)}
         outcome = Outcome(Settings(**settings), calls=1, fused=int(decided))
-        usable = None if mask is None else mask.any(-1).any(-1)
-        place = SimpleNamespace(mask=mask, usable=usable)
-        return SimpleNamespace(place=place, winners=winners, outcome=outcome)
+        units = decision.units
+        places = Places(outcome.settings, [(Layer(0), units[0])], None, [], None, {}, print)
+        if mask is not None:
+            places.all[0].put(mask, mask.any(-1).any(-1))
+        return SimpleNamespace(places=places, winners=winners, outcome=outcome, units=units)
 
     @pytest.mark.parametrize(
         ("mask", "decided", "settings", "panels", "said"),
@@ -211,6 +217,33 @@ class TestResult:
         result.take(self.session(masks, inject=False), 2)
         first, second = (result.strip(a_picture(256, 256), n) for n in range(2))
         assert not np.array_equal(panels_of(first, 5)[1], panels_of(second, 5)[1])
+
+    def test_each_unit_in_front_has_its_colour_and_what_two_claim_is_the_firsts(self, monkeypatch):
+        session = self.session(inject=False, fusion="layers")
+        left = torch.tensor([[True, False], [True, False]])
+        settings, units = session.outcome.settings, session.units
+        fronts = [(Layer(1), units[1]), (Layer(0), units[0])]
+        session.places = Places(settings, fronts, None, [], None, {}, print)
+        usable = torch.ones(1, dtype=torch.bool)
+        session.places.all[0].put(MASK[None], usable)
+        session.places.all[1].put(left.repeat_interleave(2, 1)[None], usable)  # finer
+        result, written, write = Result(), [], pictures._write
+        monkeypatch.setattr(
+            pictures,
+            "_write",
+            lambda sheet, text, *a: (written.append(text), write(sheet, text, *a)),
+        )
+        result.take(session, 1)
+        _, over, *_ = panels_of(result.strip(Image.new("RGB", (256, 256)), 0), 5)
+        assert tuple(over[64, 127]) == COLOURS[1], "its rim"
+        assert np.allclose(over[20, 20], np.array(COLOURS[1]) * 0.45, atol=1)
+        assert np.allclose(over[200, 20], np.array(COLOURS[0]) * 0.45, atol=1)
+        assert (over[20, 200] == 0).all()
+        assert written[1] == "in front: 25 %, 25 %"
+        assert "added up" in written
+        assert "averaged" not in written
+        assert [told.fronts for told in session.places.told()] == [[0.25], [0.25]]
+        assert torch.equal(result.masks[0], left.repeat_interleave(2, 1))
 
     def test_what_a_hires_pass_has_not_stays_the_firsts(self):
         result = Result()
