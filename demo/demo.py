@@ -26,7 +26,8 @@ from torch import Tensor
 from lib_ccn.families import FAMILIES
 from lib_ccn.hosts.diffusers import check_belonging, cross_controlnet, family_of
 from lib_ccn.images import ImageError, read_picture, to_condition
-from lib_ccn.settings import Settings, SettingsError
+from lib_ccn.settings import Settings, SettingsError, fields
+from lib_ccn.webui.pictures import Front, fronts_of
 
 from .command_line import OutputError, prepare_file
 from .demo_model import (
@@ -37,11 +38,12 @@ from .demo_model import (
     load_pipeline,
     native_size,
     usable_device,
+    with_controlnets,
 )
-from .examples import Example, bundled_examples
-from .figures import Column, Row, draw_figure, overlay, to_image
+from .examples import Example, bundled_examples, two_object_examples
+from .figures import Column, Row, draw_figure, places_image, to_image
 from .metrics import object_iou
-from .options import DemoOptions
+from .options import CONDITIONS, DemoOptions
 from .progress import step_bar
 
 HEADS = {
@@ -52,10 +54,10 @@ HEADS = {
     "max": Column("MaxFusion", "output rule", "Baselines"),
     "pix": Column("PixFusion", "per pixel", "Cross-ControlNet"),
     "pix+channel": Column("+ ChannelFusion", "middle residual", "Cross-ControlNet"),
+    "layers": Column("Layers", "each its place", "Ours"),
     "full": Column("+ KV-Injection", "full method", "Cross-ControlNet"),
     "mask": Column("Mask", "at the last step", "Cross-ControlNet"),
 }
-CONDITIONS = ("foreground", "background")
 # Of each family: its pipeline, its ControlNets, and their weights' type on a GPU.
 _KINDS: dict[str, tuple[Any, Any, torch.dtype]] = {
     "sdxl": (StableDiffusionXLControlNetPipeline, ControlNetModel, torch.float16),
@@ -71,10 +73,10 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """One way of fusing, for every example: pictures [B, 3, H, W], masks (None where none is)."""
+    """One way of fusing, for every example: pictures [B, 3, H, W], the places in front."""
 
     pictures: Tensor
-    masks: list[Tensor | None]
+    fronts: list[list[Front]]
     summary: str
 
 
@@ -89,6 +91,8 @@ def run(options: DemoOptions) -> int:
         pipe = load_family(options.family, options.model, options.controlnets, options.device)
         side = RANDOM_SIZE if options.random_weights else native_size(pipe)
         examples = _examples(options, options.size or (side, side))
+        if options.controlnets is None:
+            pipe = with_controlnets(pipe, examples[0].nets)
         results = _generate_all(pipe, examples, options)
         figure = _figure(examples, results, options)
         figure.save(options.out)
@@ -107,26 +111,35 @@ def run(options: DemoOptions) -> int:
 
 
 def _examples(options: DemoOptions, size: tuple[int, int]) -> list[Example]:
-    if options.prompt is None or options.foreground is None or options.background is None:
-        examples = [_scaled(example, size) for example in bundled_examples(options.seed)]
+    if options.prompt is None or options.background is None:
+        chosen = two_object_examples if options.objects > 1 else bundled_examples
+        examples = [_scaled(example, size) for example in chosen(options.seed)]
         if options.random_weights:  # there is no object to be measured
             return [replace(example, object_mask=None) for example in examples]
         return examples
-    foreground, background = (
-        _read_image(path, size) for path in (options.foreground, options.background)
+    first, *others, last = (
+        _read_image(path, size) for path in (*options.foregrounds, options.background)
     )
-    return [Example(options.prompt, "", foreground, background, options.seed)]
+    further = tuple(("", condition) for condition in others)
+    return [Example(options.prompt, "", first, last, options.seed, further=further)]
 
 
 def _scaled(example: Example, size: tuple[int, int]) -> Example:
     """The example at another size; there is no mask to measure with there."""
     if example.foreground.shape[-2:] == (size[1], size[0]):
         return example
-    foreground, background = (
-        F.interpolate(image[None], size=(size[1], size[0]), mode="bilinear", antialias=True)[0]
-        for image in (example.foreground, example.background)
+
+    def scaled(image: Tensor) -> Tensor:
+        wanted = (size[1], size[0])
+        return F.interpolate(image[None], size=wanted, mode="bilinear", antialias=True)[0]
+
+    return replace(
+        example,
+        foreground=scaled(example.foreground),
+        background=scaled(example.background),
+        further=tuple((word, scaled(outline)) for word, outline in example.further),
+        object_mask=None,
     )
-    return Example(example.prompt, example.word, foreground, background, example.seed)
 
 
 def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
@@ -139,10 +152,11 @@ def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
 def _generate_all(
     pipe: Any, examples: Sequence[Example], options: DemoOptions
 ) -> dict[str, Result]:
-    """What each wanted column needs, by its name; the mask comes with the full method."""
+    """What each wanted column needs, by its name; the mask comes with another one."""
     wanted = [name for name in HEADS if name in options.columns and name not in CONDITIONS]
     if "mask" in wanted:
-        wanted = [*(name for name in wanted if name not in ("full", "mask")), "full"]
+        masked = _masked(examples)
+        wanted = [*(name for name in wanted if name not in (masked, "mask")), masked]
     results: dict[str, Result] = {}
     total = len(wanted) * len(examples) * options.steps
     with step_bar(total) as bar:
@@ -152,9 +166,16 @@ def _generate_all(
     return results
 
 
+def _masked(examples: Sequence[Example]) -> str:
+    """The column whose places in front are shown."""
+    return "layers" if examples[0].further else "full"
+
+
 def _settings(name: str, options: DemoOptions) -> Settings:
     if name == "full":
         return options.settings.replace(show_mask=True)
+    if name == "layers":
+        return options.settings.replace(fusion=name, inject=False, show_mask=True)
     return options.settings.replace(fusion=name, inject=False, show_mask=False)
 
 
@@ -166,24 +187,30 @@ def _fused(
     on_step: Callable[[int], Any],
 ) -> Result:
     """Every example under `settings`: in one batch, or one per word where the word matters."""
-    reads = settings.show_mask and settings.mask_source == "word"
-    own_words = reads and not settings.foreground_word
-    numbered = sorted(enumerate(examples), key=lambda e: e[1].word if own_words else "")
+
+    def who(example: Example) -> dict[str, Any]:
+        """What the example says of who is in front, where the settings say nothing."""
+        unsaid = not settings.foreground_word and not settings.layers
+        if not (settings.show_mask and settings.mask_source == "word" and unsaid):
+            return {}
+        if example.further:
+            return {"layers": example.layers, "foreground_unit": "auto"}
+        return {"foreground_word": example.word}
+
+    def key(numbered: tuple[int, Example]) -> str:
+        return str(who(numbered[1]))
+
     pictures: dict[int, Tensor] = {}
-    masks: dict[int, Tensor | None] = {}
+    fronts: dict[int, list[Front]] = {}
     summaries: list[str] = []
-    for word, members in groupby(numbered, key=lambda e: e[1].word if own_words else ""):
+    for _who, members in groupby(sorted(enumerate(examples), key=key), key=key):
         numbers, group = zip(*members, strict=True)
-        chosen = settings.replace(foreground_word=word) if word else settings
-        conditions = [
-            torch.stack([getattr(example, name) for example in group]) for name in CONDITIONS
-        ]
-        with cross_controlnet(pipe, chosen) as control:
+        with cross_controlnet(pipe, settings.replace(**who(group[0]))) as control:
             made = generate(
                 pipe,
                 [example.prompt for example in group],
                 [example.seed for example in group],
-                conditions,
+                [torch.stack(units) for units in zip(*(e.conditions for e in group), strict=True)],
                 steps=options.steps,
                 guidance_scale=options.guidance_scale,
                 negative_prompt=options.negative_prompt,
@@ -194,15 +221,14 @@ def _fused(
         if session is None or control.error is not None:
             cause = control.error or "the pipeline made no generation"
             raise DemoError(f"the method failed and the units were summed: {cause}")
-        mask = session.place.mask
         for n, number in enumerate(numbers):
             pictures[number] = made[n]
-            masks[number] = None if mask is None else mask[n if len(mask) > 1 else 0]
+            fronts[number] = fronts_of(session, n)
         summaries.append(control.summary())
     order = range(len(examples))
     return Result(
         torch.stack([pictures[n] for n in order]),
-        [masks[n] for n in order],
+        [fronts[n] for n in order],
         summaries[0] if len(set(summaries)) == 1 else f"{summaries[0]} (and so on)",
     )
 
@@ -217,12 +243,16 @@ def _figure(
         pictures, notes = [], []
         for name in options.columns:
             note = ""
-            if name in CONDITIONS:
-                shown = to_image(getattr(example, name))
+            if name == "foreground":
+                pictures += [to_image(condition) for condition in example.conditions[:-1]]
+                notes += [""] * (len(example.further) + 1)
+                continue
+            if name == "background":
+                shown = to_image(example.background)
             elif name == "mask":
-                full = results["full"]
-                shown = overlay(to_image(full.pictures[number]), full.masks[number])
-                note = "none" if full.masks[number] is None else ""
+                found = results[_masked(examples)]
+                shown = places_image(to_image(found.pictures[number]), found.fronts[number])
+                note = "" if found.fronts[number] else "none"
             else:
                 picture = results[name].pictures[number]
                 shown = to_image(picture)
@@ -231,15 +261,26 @@ def _figure(
             pictures.append(shown)
             notes.append(note)
         word = settings.foreground_word or example.word
-        below = [f"foreground: {word}"] if word else []
+        if example.further:
+            word = fields()["layers"].to_infotext(settings.layers) or example.layers
+        below = [f"{'layers' if example.further else 'foreground'}: {word}"] if word else []
         below += ["RANDOM WEIGHTS"] if options.random_weights else []
         rows.append(Row(example.prompt, "; ".join(below), pictures, notes))
+    heads = [head for name in options.columns for head in _heads(name, settings, examples[0])]
     return draw_figure(
-        [_head(name, settings) for name in options.columns],
+        heads,
         rows,
-        _footer(options, measured),
+        _footer(options, measured, bool(examples[0].further)),
         cell=192 if rows[0].pictures[0].width < 128 else 256,
     )
+
+
+def _heads(name: str, settings: Settings, example: Example) -> list[Column]:
+    """The headings of a column; the conditions of several objects have one each."""
+    count = len(example.further) + 1
+    if name == "foreground" and count > 1:
+        return [replace(HEADS[name], title=f"Object {number}") for number in range(1, count + 1)]
+    return [_head(name, settings)]
 
 
 def _head(name: str, settings: Settings) -> Column:
@@ -249,7 +290,7 @@ def _head(name: str, settings: Settings) -> Column:
     return HEADS[name]
 
 
-def _footer(options: DemoOptions, measured: bool) -> str:
+def _footer(options: DemoOptions, measured: bool, several: bool) -> str:
     settings = options.settings
     source = "" if settings.mask_source == "word" else f" ({settings.mask_source} mask)"
     sampler = "Flow-matching Euler" if options.family == "flux" else "UniPC"
@@ -263,7 +304,11 @@ def _footer(options: DemoOptions, measured: bool) -> str:
     text = "; ".join(parts) + "."
     if options.random_weights:
         text = f"{_random_warning(options)} {text}"
-    if measured:
+    if measured and several:
+        text += (
+            " Below each picture: IoU of its objects with the outlines', whatever their colours."
+        )
+    elif measured:
         text += " Below each picture: IoU of its object with the outline's."
     return text
 

@@ -111,6 +111,16 @@ def with_one_controlnet(pipe: Any, number: int) -> StableDiffusionControlNetPipe
     return _quiet(StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False))
 
 
+def with_controlnets(pipe: Any, numbers: Sequence[int]) -> Any:
+    """The same model with these of its ControlNets, in this order; its parts are shared."""
+    if list(numbers) == list(range(len(pipe.controlnet.nets))):
+        return pipe
+    nets = [pipe.controlnet.nets[number] for number in numbers]
+    parts = {**pipe.components, "controlnet": type(pipe.controlnet)(nets)}
+    more = {"requires_safety_checker": False} if "safety_checker" in parts else {}
+    return _quiet(type(pipe)(**parts, **more))
+
+
 def native_size(pipe: Any) -> int:
     """The side, in pixels, of the pictures that the model was trained on."""
     if is_flux(pipe):

@@ -26,6 +26,7 @@ from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
 from .command_line import OutputError, prepare_folder
 from .demo_model import ModelError, generate, load_pipeline
 from .examples import Example, bundled_examples
+from .explain_layers import layers_figure
 from .figures import (
     GREY,
     INK,
@@ -120,7 +121,7 @@ class Explanation:
                 self.pipe,
                 [example.prompt],
                 [example.seed],
-                [example.foreground[None], example.background[None]],
+                [condition[None] for condition in example.conditions],
                 steps=self.steps,
                 guidance_scale=BUNDLED_GUIDANCE,
                 on_step=lambda _: on_step(control),
@@ -180,6 +181,7 @@ def draw_all(work: Explanation) -> dict[str, Image.Image]:
         "delta.png": delta_figure(work),
         "methods.png": methods_figure(work),
         "strip.png": strip_figure(work),
+        "layers.png": layers_figure(work.pipe, work.steps, work.settings),
     }
 
 

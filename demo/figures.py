@@ -15,6 +15,7 @@ from PIL.ImageFont import ImageFont as BitmapFont
 from torch import Tensor
 
 from lib_ccn.fusion import AVERAGED
+from lib_ccn.webui.pictures import Front, fronts_overlay
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS
 
 PAPER = (255, 255, 255)
@@ -61,6 +62,16 @@ def overlay(picture: Image.Image, mask: Tensor | None) -> Image.Image:
     edge = ImageChops.difference(cover, cover.filter(ImageFilter.MinFilter(3)))
     shown = Image.composite(picture, faded, cover)
     return Image.composite(Image.new("RGB", picture.size, ACCENT), shown, edge)
+
+
+def places_image(picture: Image.Image, fronts: Sequence[Front]) -> Image.Image:
+    """The picture with the places of the units in front over it.
+
+    One is shown by what is left of the rest, several each in its unit's colour.
+    """
+    if len(fronts) < 2:
+        return overlay(picture, fronts[0][1] if fronts else None)
+    return fronts_overlay(enlarged(picture, 192), fronts)
 
 
 def heat_image(values: Tensor) -> Image.Image:

@@ -7,18 +7,16 @@ wrong is said at once.
 from __future__ import annotations
 
 import argparse
-import base64
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import fields as attributes
 from pathlib import Path
 from typing import Any
 
 from lib_ccn.families import FAMILIES
-from lib_ccn.settings import VERSION, Setting, Settings, SettingsError, fields
+from lib_ccn.settings import Settings, SettingsError, fields
 from lib_ccn.showable import showable
 
 from .command_line import (
@@ -32,10 +30,15 @@ from .command_line import (
     picture_size,
     whole,
 )
+from .setting_options import add_setting, read_json
 
 # The demo is about the method and shows its mask in a column, so these have nothing to say in it.
 _WITHOUT_OPTION = ("enabled", "show_mask", "strict")
-COLUMNS = ("foreground", "background", "sum", "mean", "max", "pix", "pix+channel", "full", "mask")
+CONDITIONS = ("foreground", "background")
+COLUMNS = (*CONDITIONS, "sum", "mean", "max", "pix", "pix+channel", "layers", "full", "mask")
+# What is shown unless said otherwise, of one object and of several.
+ONE_OBJECT = tuple(name for name in COLUMNS if name != "layers")
+SEVERAL_OBJECTS = (*CONDITIONS, "sum", "pix+channel", "layers", "mask")
 BUNDLED_GUIDANCE, GUIDANCE = 3.0, FAMILIES["sd15"].guidance_scale
 STEPS = {"sd15": 20, "sdxl": 20, "flux": FAMILIES["flux"].steps}
 # The bundled model's latents are half as wide as Stable Diffusion's at 512x512: its maps of 16x16
@@ -64,6 +67,9 @@ examples:
   python3 run.py demo --prompt "a knight in a forest" --word knight
       --foreground pose.png --background depth.png --model path/to/stable-diffusion-1.5
       --controlnet path/to/openpose --controlnet path/to/depth --device cuda
+  python3 run.py demo --objects 2
+  python3 run.py demo --prompt "a red star and a blue ring over sand" --layers "0 star, 1 ring"
+      --foreground star.png --foreground ring.png --background map.png
   python3 run.py demo --family flux
   python3 run.py demo --family flux --prompt "a knight in a forest"
       --foreground canny.png --background depth.png --model black-forest-labs/FLUX.1-dev
@@ -87,12 +93,15 @@ class DemoOptions:
 
     `family` is a key of `FAMILIES`; `size` is (width, height) or None for the model's own;
     `steps` and `guidance_scale` are resolved; `control_modes` are of union ControlNets.
+    `foregrounds` are the images of one object or more, front to back; `objects` is how many the
+    bundled examples have.
     """
 
     family: str
 
     prompt: str | None
-    foreground: Path | None
+    foregrounds: tuple[Path, ...]
+    objects: int
     background: Path | None
     negative_prompt: str
     seed: int
@@ -129,7 +138,9 @@ def parse_demo(argv: list[str] | None = None) -> DemoOptions:
     """Parse the demo's command line; leaves with status 2 and a message where it is wrong."""
     parser = _demo_parser()
     given = parser.parse_args(argv)
-    images = (given.foreground, given.background)
+    given.foregrounds = tuple(given.foregrounds or ())
+    images = (*(given.foregrounds or [None]), given.background)
+    conditions = len(images) if given.prompt else given.objects + 1
     nets, modes = len(given.controlnets or ("foreground", "background")), given.control_modes or []
     if given.prompt is not None and None in images:
         parser.error("--prompt needs --foreground IMAGE and --background IMAGE")
@@ -138,6 +149,10 @@ def parse_demo(argv: list[str] | None = None) -> DemoOptions:
     for path in images:
         if path is not None and not path.is_file():
             parser.error(f"there is no image {path}")
+    if given.controlnets and conditions > 2 and len(given.controlnets) != conditions:
+        parser.error(f"{conditions} conditions need {conditions} --controlnet, or none")
+    if given.columns is None:
+        given.columns = ONE_OBJECT if conditions == 2 else SEVERAL_OBJECTS
     if given.controlnets and not given.model and given.family != "sd15":
         parser.error("--controlnet needs the --model that it belongs to")
     if given.family == "flux" and given.negative_prompt:
@@ -237,8 +252,21 @@ def _demo_parser() -> Parser:
     parser = _parser("demo", DEMO, DEMO_EXAMPLES)
     own = parser.add_argument_group("your own picture (instead of the bundled examples)")
     own.add_argument("--prompt", help="what to draw; needs the two images")
-    own.add_argument("--foreground", type=Path, metavar="IMAGE", help="the object's condition")
+    own.add_argument(
+        "--foreground",
+        type=Path,
+        action="append",
+        dest="foregrounds",
+        metavar="IMAGE",
+        help="the object's condition; of several objects once for each, front to back",
+    )
     own.add_argument("--background", type=Path, metavar="IMAGE", help="the rest's condition")
+    own.add_argument(
+        "--objects",
+        type=whole(1, 2),
+        default=1,
+        help="how many the bundled examples have, each with an outline of its own (default: 1)",
+    )
     own.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to draw")
 
     sampling = parser.add_argument_group("sampling (UniPC; FLUX: flow-matching Euler)")
@@ -273,7 +301,7 @@ def _demo_parser() -> Parser:
         models,
         "a model of the family in diffusers' layout (default: the bundled one; for sdxl and flux "
         "a tiny one with random weights)",
-        "give it twice: the foreground's, then the background's",
+        "give it for each condition: the foreground's, then the background's",
     )
     models.add_argument(
         "--control-mode",
@@ -287,53 +315,24 @@ def _demo_parser() -> Parser:
     method = parser.add_argument_group("settings of the method")
     method.add_argument(
         "--settings",
-        type=_read_json,
+        type=read_json,
         default={},
         metavar="FILE|JSON",
         help="a preset; the options below override it",
     )
     for name, setting in fields().items():
         if name not in _WITHOUT_OPTION:
-            _add_setting(method, name, setting)
+            add_setting(method, name, setting)
 
     figure = parser.add_argument_group("figure")
-    columns = f"of {', '.join(COLUMNS)} (default: all)"
-    figure.add_argument(
-        "--columns", type=_columns, default=COLUMNS, metavar="A,B,...", help=columns
+    columns = (
+        f"of {', '.join(COLUMNS)} (default: all but layers; of several objects "
+        f"{', '.join(SEVERAL_OBJECTS)})"
     )
+    figure.add_argument("--columns", type=_columns, metavar="A,B,...", help=columns)
     out = Path("out/demo.png")
     figure.add_argument("--out", type=Path, default=out, metavar="FILE", help=f"default: {out}")
     return parser
-
-
-def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) -> None:
-    default = repr(setting.default)
-    flux = FAMILIES["flux"].defaults.get(name)
-    more = default if flux is None else f"{default}, FLUX {flux!r}"
-    options = [f"--{name.replace('_', '-')}"]
-    if name == "foreground_word":
-        options.append("--word")
-        more = "the bundled examples' own nouns; for your prompt, found automatically"
-    if setting.kind == "image":
-        more = "none"
-    help_text = f"{setting.help} (default: {more})".replace("%", "%%")
-    if setting.kind == "flag":
-        group.add_argument(
-            *options, dest=name, action=argparse.BooleanOptionalAction, help=help_text
-        )
-        return
-    metavar = {"choice": "|".join(setting.choices), "image": "FILE", "text": "WORD"}
-    metavar["layers"] = "LIST"
-    metavar |= dict.fromkeys(("step", "unit"), "N")
-    readers: dict[str, Callable[[str], Any]] = {"image": _read_mask, "choice": str, "text": str}
-    readers["layers"] = str
-    group.add_argument(
-        *options,
-        dest=name,
-        type=readers.get(setting.kind, _number_or_text),
-        metavar=metavar.get(setting.kind, "X"),
-        help=help_text,
-    )
 
 
 def _read_settings(given: argparse.Namespace, bundled: bool) -> Settings:
@@ -346,46 +345,6 @@ def _read_settings(given: argparse.Namespace, bundled: bool) -> Settings:
     settings = family.settings({**values, "enabled": True}).at_steps(given.steps)
     settings.check_usable()
     return settings
-
-
-def _number_or_text(text: str) -> float | str:
-    """What is no number stays text: a word such as "auto", or for the setting to refuse."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _read_mask(name: str) -> str:
-    """The file as base64; it is decoded here too, since only here its name is known."""
-    from lib_ccn.images import ImageError, read_picture  # imports torch, which takes seconds
-
-    try:
-        read_picture(Path(name))
-        return base64.b64encode(Path(name).read_bytes()).decode()
-    except (OSError, ImageError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise argparse.ArgumentTypeError(f"{showable(name)} cannot be read: {reason}") from error
-
-
-def _read_json(text: str) -> dict[str, Any]:
-    """Settings by name: of JSON, of a file of it, or of a preset's file as the page saves it."""
-    try:
-        is_json = text.lstrip().startswith("{")
-        values = json.loads(text if is_json else Path(text).read_text("utf-8-sig"))
-    except OSError as error:
-        raise argparse.ArgumentTypeError(
-            f"{showable(text)} cannot be read: {error.strerror}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"this is no JSON: {error}") from error
-    version = {}
-    if isinstance(values, dict) and {"name", "settings"} <= values.keys():
-        version = {"version": values.get("version", VERSION)}
-        values = values["settings"]
-    if not isinstance(values, dict):
-        raise argparse.ArgumentTypeError("expected a JSON object of names and values")
-    return {**values, **version}
 
 
 def _columns(text: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from . import ROOT
 from . import page_controls as controls
 from .command_line import LOCAL
 from .demo_model import ModelError, load_pipeline
-from .examples import Example, bundled_examples
+from .examples import Example, bundled_examples, two_object_examples
 from .options import (
     BUNDLED_GUIDANCE,
     BUNDLED_MASK_REDUCTION,
@@ -36,6 +36,7 @@ from .options import (
 )
 from .page_controls import TAB
 from .page_events import (
+    UNITS,
     Events,
     bar,
     example_thumbnail,
@@ -47,13 +48,12 @@ from .page_events import (
 from .page_run import Studio, finished
 
 TITLE = "Cross-ControlNet playground"
-UNITS = 3
 DEMO_PRESET = "Demo model"
 
 _INTRO = """\
 # Cross-ControlNet playground
-Two ControlNets that disagree: one shows an object, the other a landscape without it. Click an
-example or draw your own, and compare the plain sum of both with Cross-ControlNet.
+ControlNets that disagree: one shows an object, or two show one each, and another a landscape
+without them. Click an example or draw your own, and compare the plain sum with Cross-ControlNet.
 """
 _NOTE = (
     "The first example, made beforehand. Press Generate to make it here and to look inside, or "
@@ -96,7 +96,7 @@ def run(options: PageOptions) -> int:
     bundled = options.model is None and options.controlnets is None
     start = Start(
         # A model with two ControlNets of its own was trained on scenes like these.
-        examples=bundled_examples() if options.controlnets is None else [],
+        examples=every_example() if options.controlnets is None else [],
         guidance_scale=BUNDLED_GUIDANCE if bundled else GUIDANCE,
         preset=starting_preset(store, bundled),
         finished=finished() if bundled else None,
@@ -115,6 +115,11 @@ def run(options: PageOptions) -> int:
     finally:
         made.close(verbose=False)
     return 0
+
+
+def every_example() -> list[Example]:
+    """Those of one object, then those of two."""
+    return [*bundled_examples(), *two_object_examples()]
 
 
 def serve(made: Any, port: int | None, opens: bool) -> str | None:
@@ -220,11 +225,9 @@ def build(studio: Studio, store: PresetStore, start: Start) -> gr.Blocks:
         values = [*(control for unit in units for control in unit), *accordion.controls]
         _connect_generation(page, events, shown, outcome, [prompt, *sampler, *values])
         _connect_looks(events, shown, outcome)
-        word = accordion.controls[PAGE.index("foreground_word")]
-        editors = [editor for _, _, editor in units[:2]]
-        switches = [is_on for is_on, _, _ in units]
-        seed = sampler[1]
-        filled = [prompt, seed, word, *editors, *switches, shown["status"]]
+        held = [accordion.controls[PAGE.index(name)] for name in events.FILLED]
+        switches, nets, editors = (list(each) for each in zip(*units, strict=True))
+        filled = [prompt, sampler[1], *editors, *nets, *switches, *held, shown["status"]]
         gallery.select(events.choose_example, [], filled, **_QUICK)
         named = [
             accordion.controls[PAGE.index(f"{role}_unit")] for role in ("foreground", "background")

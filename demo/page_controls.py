@@ -61,7 +61,7 @@ def examples(thumbnails: list[Image.Image]) -> Any:
         thumbnails,
         label="Examples",
         show_label=False,
-        columns=max(1, len(thumbnails)),
+        columns=max(1, (len(thumbnails) + 1) // 2 if len(thumbnails) > 6 else len(thumbnails)),
         height="auto",
         allow_preview=False,
         visible=bool(thumbnails),

@@ -15,6 +15,8 @@ from PIL import Image
 
 from lib_ccn.fusion import AVERAGED
 from lib_ccn.settings import SettingsError
+from lib_ccn.webui.infotext import page_value
+from lib_ccn.webui.pictures import fronts_overlay
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS
 
 from .examples import Example
@@ -25,6 +27,7 @@ from .page_run import SUM, Cancelled, Layer, Order, OrderError, Outcome, Progres
 log = logging.getLogger(__name__)
 
 WIDTH = 512
+UNITS = 3
 _BASICS, _UNIT = 5, 3
 
 
@@ -37,6 +40,9 @@ class Events:
         finished: the first example's pictures, which the page shows until there are others.
     """
 
+    # What an example fills: prompt and seed, of each unit its condition, ControlNet and whether it
+    # is on, and of the accordion these.
+    FILLED = ("foreground_word", "layers", "foreground_unit", "fusion")
     LOOKED = ("mask", "mask_note", "winner", "winner_note", "layers")
     VIEWS = ("status", "plain", "fused", "inside", "step", "layer", *LOOKED)
 
@@ -107,15 +113,31 @@ class Events:
         return [*values, said(f"Example {event.index + 1} is set up: press Generate.")]
 
     def example_values(self, number: int) -> list[Any]:
-        """Prompt, seed, foreground word, both conditions, which are on, and the status."""
+        """What an example puts on the page, in the order of `FILLED`, and the status."""
         example = self._examples[number]
-        conditions = [shown_condition(c) for c in (example.foreground, example.background)]
-        pictures = [editor_value(picture) for picture in conditions]
-        switches = [True, True, False]
-        return [example.prompt, example.seed, example.word, *pictures, *switches, gr.skip()]
+        pictures = [editor_value(shown_condition(one)) for one in example.conditions]
+        nets = [self._studio.names[net] for net in example.nets]
+        spare = UNITS - len(pictures)
+        several = bool(example.further)
+        return [
+            example.prompt,
+            example.seed,
+            *pictures,
+            *[gr.skip()] * spare,
+            *nets,
+            *[gr.skip()] * spare,
+            *[True] * len(pictures),
+            *[False] * spare,
+            "" if several else example.word,
+            example.layers,
+            "auto",
+            # The one rule that has a place for each; with one object the user's choice stays.
+            page_value("fusion", "layers") if several else gr.skip(),
+            gr.skip(),
+        ]
 
     def _order(self, values: Sequence[Any]) -> Order:
-        unit_values = values[_BASICS : _BASICS + 3 * _UNIT]
+        unit_values = values[_BASICS : _BASICS + UNITS * _UNIT]
         units = [unit_values[i : i + _UNIT] for i in range(0, len(unit_values), _UNIT)]
         method = values[_BASICS + len(unit_values) :]
         studio = self._studio
@@ -163,7 +185,7 @@ class Events:
     def _finished(self, outcome: Outcome) -> list[Any]:
         record = outcome.record
         last, layers = outcome.order.steps - 1, len(record.layers)
-        step, layer = max(record.masks or record.decisions or [0]), layers // 2
+        step, layer = max(record.fronts or record.decisions or [0]), layers // 2
         looked = dict(zip(self.LOOKED, self._look(outcome, step, layer), strict=True))
         return self._shown(
             outcome,
@@ -212,20 +234,31 @@ def mask_view(outcome: Outcome, step: int) -> tuple[Image.Image | None, str]:
     settings, record = outcome.order.settings, outcome.record
     if outcome.fused is None or settings is None:
         return None, "The method was off."
-    mask = record.masks.get(step)
-    if mask is None:
+    fronts = record.fronts.get(step)
+    if fronts is None:
         return shown_picture(overlay(outcome.fused, None)), (
             f"Step {step}: no mask yet; it is read from the attention of the step before."
-            if settings.mask_source == "word"
+            if settings.reads_word
             else f"Step {step}: no mask."
         )
-    share = float(mask.float().mean())
+    parts = [(number, float(mask.float().mean())) for number, mask in fronts]
     start = settings.at_steps(outcome.order.steps).injection_start
     injects = settings.inject and step >= start
-    use = "used by KV-Injection" if injects else "not used yet" if settings.inject else "not used"
+    if settings.fusion == "layers":
+        use = "used by layers and by KV-Injection" if injects else "used by layers"
+    else:
+        use = "used by KV-Injection" if injects else "not used" + " yet" * settings.inject
+    large = enlarged(outcome.fused, WIDTH)
+    if len(parts) == 1:
+        return (
+            overlay(large, fronts[0][1]),
+            f"Step {step}: {parts[0][1]:.0%} of the picture is foreground; {use}.",
+        )
+    units = outcome.order.units
+    shares = ", ".join(f"{part:.0%} for unit {units[number].number}" for number, part in parts)
     return (
-        overlay(enlarged(outcome.fused, WIDTH), mask),
-        f"Step {step}: {share:.0%} of the picture is foreground; {use}.",
+        fronts_overlay(large, fronts),
+        f"Step {step}: of the picture {shares}, each in the colour of its unit; {use}.",
     )
 
 
@@ -263,7 +296,9 @@ def winner_note(outcome: Outcome, step: int, layer: int) -> str:
         (COLOURS[place % len(COLOURS)], f"{unit.number}: {name}", values == place)
         for place, (unit, name) in enumerate(zip(outcome.order.units, outcome.names, strict=True))
     ]
-    entries.append((AVERAGED_COLOUR, "averaged, as they agree", values == AVERAGED))
+    layered = settings.fusion == "layers"
+    rest = "all added up" if layered else "averaged, as they agree"
+    entries.append((AVERAGED_COLOUR, rest, values == AVERAGED))
     shown = "".join(
         f'<span class="ccn-key"><i style="background: rgb{colour}"></i>'
         f"{html.escape(name)} <b>{float(which.float().mean()):.0%}</b></span>"
@@ -273,6 +308,8 @@ def winner_note(outcome: Outcome, step: int, layer: int) -> str:
     text = f"Residual {name}, step {step}; shares of its {what}."
     if by_channel(outcome, layer):
         text += " ChannelFusion decides here: each square is a channel, not a place."
+    elif layered:
+        text += " Who has a colour silences those behind that disagree."
     elif settings.fusion in ("sum", "mean"):
         text += f" This is what PixFusion would decide; the rule in use is '{settings.fusion}'."
     return f'<div class="ccn-keys">{shown}</div><div class="ccn-said">{text}</div>'
@@ -331,5 +368,5 @@ def short_names(nets: Sequence[str]) -> list[str]:
 
 
 def example_thumbnail(example: Example) -> Image.Image:
-    """An example's outline drawn over its map."""
-    return to_image(torch.maximum(example.foreground, example.background))
+    """An example's outlines drawn over its map."""
+    return to_image(torch.stack(example.conditions).amax(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 from torch import Tensor
 
-from lib_ccn.fusion import fuse_residuals
+from lib_ccn.fusion import AVERAGED, fuse_residuals
 from lib_ccn.hosts.diffusers import CrossControlNet, cross_controlnet
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings, SettingsError
+from lib_ccn.webui.pictures import Front, fronts_of
 
-from .demo_model import generate, load_pipeline, native_size
+from .demo_model import generate, load_pipeline, native_size, with_controlnets
 from .examples import bundled_examples
 from .figures import to_image
 from .options import BUNDLED_GUIDANCE, BUNDLED_MASK_REDUCTION
@@ -97,13 +97,14 @@ class Record:
         layers: the residuals, the middle one last.
         decisions: by step and layer, int8 [h, w], or [C] where channels decide; a unit's place
             among the fused ones, or `AVERAGED`.
-        masks: bool [h, w] by step, of the steps that had one.
+        fronts: by step, of the steps that had a mask, the places in front; a unit is counted as
+            among the order's.
         step: the present one, counted by whoever follows the sampler.
     """
 
     layers: list[Layer] = field(default_factory=list)
     decisions: dict[int, list[Tensor]] = field(default_factory=dict)
-    masks: dict[int, Tensor] = field(default_factory=dict)
+    fronts: dict[int, list[Front]] = field(default_factory=dict)
     step: int = 0
 
     @contextmanager
@@ -117,8 +118,9 @@ class Record:
             control.on_fused = None
 
     def _keep(self, session: Session, outputs: Any) -> None:
-        if session.place.mask is not None:
-            self.masks[self.step] = session.place.mask[0].cpu()
+        fronts = fronts_of(session, 0)
+        if fronts:
+            self.fronts[self.step] = fronts
         fusable = [unit for unit in session.units if unit in outputs and unit.eligible]
         if len(fusable) < 2:
             return
@@ -128,6 +130,11 @@ class Record:
             for n, (_, channels, height, width) in enumerate(shapes)
         ]
         decided = [] if session.winners is None else session.winners.of_all(0)
+        if session.settings.fusion == "layers" and not decided:  # nobody has a place yet
+            decided = [
+                torch.full((layer.height, layer.width), AVERAGED, dtype=torch.int8)
+                for layer in self.layers
+            ]
         if not decided:  # nobody wins in this rule: the page tells what PixFusion would decide
             # The last row is the conditional one, with and without guidance.
             units = [[residual[-1:] for residual in outputs[unit]] for unit in fusable]
@@ -200,20 +207,20 @@ class Studio:
         if settings is None:
             return None
         places = {unit.number: place for place, unit in enumerate(order.units)}
-        for name in ("foreground_unit", "background_unit"):
-            number = getattr(settings, name)
-            if number != "auto" and number not in places:
-                raise SettingsError(
-                    name, number, f"'auto' or one of {sorted(places)}, which are on"
-                )
         changes: dict[str, Any] = {
-            name: places.get(getattr(settings, name), "auto")
+            name: _placed(name, getattr(settings, name), places)
             for name in ("foreground_unit", "background_unit")
         }
+        changes["layers"] = [
+            replace(layer, unit=_placed("layers", layer.unit, places)) for layer in settings.layers
+        ]
         settings = settings.replace(**changes)
         settings.check_usable()
         # The mask is to be seen, also where nothing is injected.
-        lacking = settings.mask_source == "image" and settings.mask_image is None
+        lacking = any(
+            layer.mask_source == "image" and layer.mask_image is None
+            for layer in settings.layers_in_front
+        )
         return settings if lacking else settings.replace(show_mask=True)
 
     def _make(
@@ -224,10 +231,7 @@ class Studio:
         is_cancelled: Callable[[], bool],
     ) -> Outcome:
         began = time.monotonic()
-        nets = [self.pipe.controlnet.nets[unit.net] for unit in order.units]
-        parts = {**self.pipe.components, "controlnet": MultiControlNetModel(nets)}
-        pipe: Any = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = with_controlnets(self.pipe, [unit.net for unit in order.units])
         record = Record()
         known = self._known(order)
         stages = ([] if known else [SUM]) + ([FUSED] if settings else [])
@@ -276,6 +280,16 @@ class Studio:
     def _known(self, order: Order) -> Image.Image | None:
         """The plain sum, where only the method's settings have changed since the last order."""
         return self._plain[1] if self._plain and self._plain[0] == _key(order) else None
+
+
+def _placed(name: str, number: int | str, places: Mapping[int, int]) -> int | str:
+    """A unit's place among those that are on, of its number on the page."""
+    if isinstance(number, str):
+        return number
+    if number not in places:
+        automatic = "" if name == "layers" else "'auto' or "
+        raise SettingsError(name, number, f"{automatic}one of {sorted(places)}, which are on")
+    return places[number]
 
 
 def _key(order: Order) -> Any:

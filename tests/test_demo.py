@@ -27,7 +27,7 @@ from demo.demo_model import (
 )
 from demo.examples import bundled_examples
 from demo.figures import Column, Row, draw_figure, overlay, to_image
-from demo.options import COLUMNS, parse_demo
+from demo.options import ONE_OBJECT, parse_demo
 from lib_ccn.settings import Settings, fields
 
 
@@ -61,7 +61,7 @@ def test_the_examples_become_one_figure(model, tmp_path, capsys):
     with Image.open(out) as figure:
         assert figure.mode == "RGB"
         width, height = figure.size
-    assert width > (len(COLUMNS) + 1) * 192
+    assert width > (len(ONE_OBJECT) + 1) * 192
     assert 6 * 192 < height < 10 * 192
 
 
@@ -76,6 +76,25 @@ def test_columns_and_an_own_prompt(model, tmp_path):
         assert figure.height < 400
         assert 5 * 192 < figure.width < 6.5 * 192
         assert any(b > 250 and r < 5 for _, (r, _, b) in figure.getcolors(1 << 20))
+
+
+def test_two_objects_each_with_its_place(model, tmp_path, capsys):
+    out = tmp_path / "two.png"
+    assert (
+        demo(model, "--objects", "2", "--columns", "foreground,layers,mask", "--out", str(out)) == 0
+    )
+    with Image.open(out) as figure:
+        assert 5 * 192 < figure.width < 6.5 * 192, "two conditions"
+        assert 4 * 192 < figure.height < 6 * 192
+    for name in ("one", "two", "map"):
+        Image.new("RGB", (64, 64), "white").save(tmp_path / f"{name}.png")
+    objects = [f"--foreground={tmp_path / name}.png" for name in ("one", "two")]
+    own = [*objects, f"--background={tmp_path / 'map'}.png", "--prompt", "a red star and a ring"]
+    more = ["--layers", "1 star, 0 ring", "--fusion", "layers", "--columns", "full"]
+    assert demo(model, *own, *more, "--out", str(out)) == 0
+    said = capsys.readouterr().out
+    assert "1: controlnet-outline: mask from word star" in said
+    assert "2: controlnet-regions (background)" in said
 
 
 def test_the_hosts_own_picture_stays_as_it_is_in_the_sum_column(model):
@@ -129,7 +148,7 @@ def test_one_controlnet_alone(model):
 def test_every_setting_has_an_option():
     options = ["--delta", "0.5", "--no-inject", "--fusion", "max", "--start-step", "3"]
     options += ["--start-layer", "1", "--foreground-unit", "1", "--word", "red star"]
-    options += ["--background-unit", "0"]
+    options += ["--background-unit", "0", "--layers", "1 red star", "--foreground-gain", "1.5"]
     options += ["--mask-source", "silhouette", "--mask-threshold", ".3"]
     changed = parse_demo(options).settings.to_dict(only_changed=True)
     silent = {"enabled", "show_mask", "strict", "mask_image", "version"}
@@ -170,6 +189,12 @@ def test_a_mask_image_is_read(tmp_path):
         (["--prompt", "a star"], "--prompt needs --foreground"),
         (["--foreground", __file__, "--background", __file__], "need a --prompt"),
         (["--prompt", "a", "--foreground", "x.png", "--background", "y.png"], "no image x.png"),
+        (["--objects", "3"], "more than 2"),
+        (["--layers", "star"], "setting layers = 'star' is refused"),
+        (
+            ["--objects", "2", "--controlnet", "a", "--controlnet", "b"],
+            "3 conditions need 3 --controlnet",
+        ),
         (["--size", "65"], "multiples of 8"),
         (["--size", "big"], "neither N nor WxH"),
         (["--steps", "0"], "less than 1"),

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from demo.command_line import keep_to_this_machine
 from demo.demo_model import generate, load_pipeline
-from demo.examples import bundled_examples
+from demo.examples import bundled_examples, two_object_examples
 from demo.figures import decision_image, to_image
 from demo.options import data_folder, parse_page
 from demo.page_run import (
@@ -304,8 +305,9 @@ class TestStudio:
         assert np.array_equal(pixels(made.fused), pixels(made.plain))
 
     def test_masks_come_from_the_step_before(self, outcome):
-        assert sorted(outcome.record.masks) == [1, 2]
-        assert outcome.record.masks[2].dtype == torch.bool
+        assert sorted(outcome.record.fronts) == [1, 2]
+        ((unit, mask),) = outcome.record.fronts[2]
+        assert (unit, mask.dtype) == (0, torch.bool)
         assert "KV-Injection" in outcome.notes
 
     def test_switched_off_there_is_only_the_sum(self, studio, order, outcome):
@@ -344,6 +346,27 @@ class TestStudio:
         made = studio.make(replace(order, units=units))
         assert made.names == ("outline", "regions", "regions")
         assert 2 in torch.cat([d.flatten() for d in made.record.decisions[0]])
+
+    def test_layers_are_of_the_units_by_their_numbers_on_the_page(self, studio, order):
+        example = two_object_examples()[0]
+        one, two, rest = example.conditions
+        units = (UnitOrder(0, 1, rest), UnitOrder(2, 0, two), UnitOrder(3, 0, one))
+        settings = order.settings.replace(
+            foreground_word="", fusion="layers", inject=False, layers="3 ring, 2 star"
+        )
+        given = replace(order, prompt=example.prompt, units=units, settings=settings)
+        made = studio.make(given)
+        assert [unit for unit, _mask in made.record.fronts[2]] == [2, 1]
+        assert not (made.record.fronts[2][0][1] & made.record.fronts[2][1][1]).any()
+        assert {int(d.max()) for d in made.record.decisions[0]} == {AVERAGED}, "no place yet"
+        assert {int(v) for d in made.record.decisions[2] for v in d.unique()} >= {AVERAGED, 2}
+        picture, said = views.mask_view(made, 2)
+        assert picture.size == (512, 512)
+        assert re.search(r"\d+% for unit 3, \d+% for unit 2.*used by layers", said)
+        assert "no mask yet" in views.mask_view(made, 0)[1]
+        assert "all added up" in views.winner_note(made, 2, 0)
+        with pytest.raises(SettingsError, match=r"layers = 1 .*one of \[0, 2, 3\], which are on"):
+            studio.make(replace(given, settings=settings.replace(layers="3 ring, 1 star")))
 
     @pytest.mark.parametrize("after", [1, STEPS + 1])
     def test_cancelled_it_ends_and_leaves_nothing(self, studio, order, outcome, after):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from demo.command_line import keep_to_this_machine
 from demo.demo_model import load_pipeline
-from demo.examples import bundled_examples
+from demo.examples import bundled_examples, two_object_examples
 from demo.page_run import OrderError, Studio, finished
 from lib_ccn.settings import fields
 from lib_ccn.webui.arguments import PAGE
@@ -221,11 +221,23 @@ class TestEvents:
 
     def test_an_example_fills_the_page(self, events):
         example = bundled_examples()[4]
-        prompt, seed, word, outline, regions, *on, _ = events.example_values(4)
-        assert (prompt, seed, word) == (example.prompt, example.seed, example.word)
+        prompt, seed, *rest, _ = events.example_values(4)
+        (outline, regions, kept), nets, on, held = rest[:3], rest[3:6], rest[6:9], rest[9:]
+        assert (prompt, seed) == (example.prompt, example.seed)
         assert np.asarray(outline["background"]).shape == (512, 512, 3)
         assert not np.array_equal(outline["background"], regions["background"])
-        assert on == [True, True, False]
+        assert (nets, on) == (["outline", "regions", kept], [True, True, False])
+        assert kept == page.gr.skip()
+        assert held == [example.word, "", "auto", page.gr.skip()]
+
+    def test_an_example_of_two_objects_fills_it_too(self, studio):
+        example = two_object_examples()[1]
+        events = Events(studio, page.every_example())
+        prompt, seed, *rest, _ = events.example_values(len(bundled_examples()) + 1)
+        assert (prompt, seed) == (example.prompt, example.seed)
+        assert [type(picture) for picture in rest[:3]] == [dict] * 3
+        assert rest[3:9] == ["outline", "outline", "regions", True, True, True]
+        assert rest[9:] == ["", "0 star, 1 cross", "auto", "layers (each unit its place)"]
 
 
 class TestReceived:

@@ -61,13 +61,7 @@ class Result:
         """Take it from a run that is over; of a hires pass, what is not there stays the first's."""
         self.pictures = pictures
         self.units = [unit.number or 0 for unit in session.units if unit.eligible]
-        fronts = [
-            [
-                (next((unit.number or 0 for unit in place.units), 0), mask)
-                for place, mask in session.places.shown(picture)
-            ]
-            for picture in range(pictures)
-        ]
+        fronts = [fronts_of(session, picture) for picture in range(pictures)]
         self.fronts = fronts if any(fronts) else self.fronts
         if session.winners is not None:
             decisions = [session.winners.of(picture) for picture in range(pictures)]
@@ -98,6 +92,14 @@ class Result:
         return result_strip(picture, shown, decision, self.said, self.rest)
 
 
+def fronts_of(session: Session, picture: int) -> list[Front]:
+    """The places in front of a picture, front to back; none where no mask is."""
+    return [
+        (next((unit.number or 0 for unit in place.units), 0), mask)
+        for place, mask in session.places.shown(picture)
+    ]
+
+
 def result_strip(
     picture: Image.Image,
     fronts: Sequence[Front],
@@ -119,7 +121,7 @@ def result_strip(
     panels = [("picture", shown)]
     if fronts:
         parts = ", ".join(shares([float(mask.float().mean())]) for _unit, mask in fronts)
-        panels.append((f"in front: {parts}", _overlay(shown, fronts)))
+        panels.append((f"in front: {parts}", fronts_overlay(shown, fronts)))
     legend: list[Swatch] = []
     if decision is not None:
         for place, won in enumerate(decision.maps):
@@ -178,7 +180,7 @@ def _grey(mask: Tensor) -> Image.Image:
     return Image.fromarray(np.asarray(mask.cpu(), dtype=np.uint8) * 255)
 
 
-def _overlay(picture: Image.Image, fronts: Sequence[Front]) -> Image.Image:
+def fronts_overlay(picture: Image.Image, fronts: Sequence[Front]) -> Image.Image:
     """Each place tinted with its unit's colour and outlined, the rest a little darker."""
     both = picture.point(lambda value: value * 0.7)
     for unit, found in fronts:
