@@ -1,5 +1,7 @@
 """Every check of this project: `run.py test`. With pytest's options, pytest alone.
 
+Linters, types, all tests, and what needs no torch on the oldest and the newest Python.
+
 All of them run, whether or not an earlier one failed; the exit status is the first failure's.
 """
 
@@ -9,6 +11,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pythons
 
 CHECKS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
 PYTEST = ("-rfEs",)
@@ -28,6 +32,9 @@ def main(options: list[str]) -> int:
 
     print("== pytest", flush=True)
     statuses["pytest"] = int(pytest.main([*PYTEST, *options]))
+    if not options:
+        print("== other Pythons", flush=True)
+        statuses["other Pythons"] = pythons.main()
     failed = [f"{name} FAILED ({status})" for name, status in statuses.items() if status]
     print(f"== {', '.join(failed) or 'all checks passed'}")
     return next((status for status in statuses.values() if status), 0)
