@@ -1,7 +1,9 @@
-"""How many operations a step dispatches to an accelerator, and how often it waits for it.
+"""How many operations a step dispatches to an accelerator, how often it waits, what asking takes.
 
 Whole steps at real shapes in half precision: the ControlNets and the UNet on a batch with both
-halves of guidance, on tensors without data (see `counting`). No GPU is needed, and none is timed.
+halves of guidance, on tensors without data (see `counting`). No GPU is needed, and none is timed:
+"program" is the processor time of a step in which nothing is computed. Where a GPU waits for the
+program, as at batch 1 on a fast one, that is what a step takes.
 
     python -m benchmarks.operations [--quick]
 """
@@ -9,7 +11,11 @@ halves of guidance, on tensors without data (see `counting`). No GPU is needed, 
 from __future__ import annotations
 
 import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -59,12 +65,43 @@ def fusion_operations(networks: Bench) -> int:
     return counts.operations.total()
 
 
+@torch.no_grad()
+def program_times(networks: Bench, rounds: int) -> dict[str, float]:
+    """The program's processor time for a step of every variant, as a ratio to the plain one's.
+
+    Medians of interleaved rounds. What would be fetched from the accelerator is drawn at random.
+    """
+
+    def drawn(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [torch.rand(tensor.shape) for tensor in tensors]
+
+    steps: dict[str, Callable[[], Any]] = {PLAIN: networks.plain}
+    sessions = []
+    for name, settings in VARIANTS.items():
+        if settings is not None:
+            first = 0 if "foreground_word" in settings else 1
+            steps[name], session = networks.variant(settings, first=first)
+            sessions.append(session)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    with mock.patch("lib_ccn.masking.fetched", drawn):
+        for done in range(rounds + 1):
+            for name, step in steps.items():
+                began = time.process_time()
+                step()
+                if done:  # the first time, what is kept is made
+                    seconds[name].append(time.process_time() - began)
+    for session in sessions:
+        session.close()
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: median / medians[PLAIN] for name, median in medians.items()}
+
+
 def run(quick: bool = False, device: str = "meta", dtype: str = "float16") -> dict[str, Any]:
     """Counts of every variant.
 
     Returns {"machine", "dtype", "rows": [{"family", "units", "pictures", "fusion", "steps":
-    {variant: {"operations", "ratio", "launches", "waits"}}}]}; "launches" is a ratio too, waits are
-    those beyond the plain step's.
+    {variant: {"operations", "ratio", "launches", "waits", "program"}}}]}; "launches" and "program"
+    are ratios too, waits are those beyond the plain step's.
     """
     silence_libraries()
     rows = []
@@ -73,6 +110,7 @@ def run(quick: bool = False, device: str = "meta", dtype: str = "float16") -> di
             for pictures in PICTURES[:1] if quick else PICTURES:
                 networks = bench(family, units, pictures)
                 counted = {name: step_counts(networks, of) for name, of in VARIANTS.items()}
+                program = program_times(networks, 3 if quick else 9)
                 plain = counted[PLAIN]
                 steps = {
                     name: {
@@ -80,6 +118,7 @@ def run(quick: bool = False, device: str = "meta", dtype: str = "float16") -> di
                         "ratio": of.operations.total() / plain.operations.total(),
                         "launches": of.launches.total() / plain.launches.total(),
                         "waits": of.waits.total() - plain.waits.total(),
+                        "program": program[name],
                     }
                     for name, of in counted.items()
                 }
@@ -102,9 +141,9 @@ def markdown(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     names = list(VARIANTS)
     lines = [
-        "Operations of a step (their ratio to the plain one's; that of launches: no views, and "
-        "attention as one), and waits for the device beyond its own. The last column is the "
-        "fusion of one call's residuals alone.",
+        "Operations of a step (ratios to the plain one's: theirs; that of launches, no views and "
+        "attention as one; that of the program's own time), and waits for the device beyond its "
+        "own. The last column is the fusion of one call's residuals alone.",
         "",
         f"| of | units | pictures | {' | '.join(names)} | residuals |",
         "|---" * (len(names) + 4) + "|",
@@ -113,8 +152,8 @@ def markdown(results: dict[str, Any]) -> str:
         cells = [
             f"{step['operations']}"
             if name == PLAIN
-            else f"{step['operations']} ({step['ratio']:.3f}; {step['launches']:.3f}), "
-            + _waits(step["waits"])
+            else f"{step['operations']} ({step['ratio']:.3f}; {step['launches']:.3f}; "
+            f"{step['program']:.2f}), {_waits(step['waits'])}"
             for name, step in row["steps"].items()
         ]
         first = f"| {row['family']} | {row['units']} | {row['pictures']} "

@@ -65,6 +65,11 @@ def test_its_version_is_the_package_s(wheel, installed):
     )
 
 
+def test_the_changelog_has_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"\n## [{lib_ccn.__version__}] - 2" in text
+
+
 def test_extras_are_ranges_that_the_pinned_versions_are_in():
     packaging = pytest.importorskip("packaging.requirements")
     text = (ROOT / "pyproject.toml").read_text("utf-8")
