@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..outcome import Account
-from ..places import Place
+from ..place import Place
 from ..session import Session
 from ..settings import Settings, SettingsError
 from ..units import Unit
