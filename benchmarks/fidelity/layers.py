@@ -113,7 +113,7 @@ def _look(pipe: Any, batch: Batch, time: int, delta: float, sums: Any) -> None:
         first = residuals(0)
     with _queries(layers[1], queries[1]), capture_keys_values(layers[1], second_store):
         second = residuals(1)
-    with inject_keys_values(layers[1], first_store, regions_for):
+    with inject_keys_values(layers[1], [first_store], regions_for):
         injected = residuals(1)
 
     for entry in layers[0]:
