@@ -42,6 +42,7 @@ def test_the_model_card_has_the_readmes_figures(path):
 def test_the_figures_are_those_that_were_measured():
     measured = (ROOT / "benchmarks/FIDELITY.md").read_text("utf-8")
     names = {"plain sum": "Plain sum", "mean": "Mean (", "MaxFusion": "MaxFusion (output"}
+    names["layers"] = "Layers (this"
     for method, *shown in figures("README.md"):
         name = names.get(method.partition(" (")[0], method.partition(" (")[0])
         row = measured.partition(f"\n| {name}")[2].partition("\n")[0]

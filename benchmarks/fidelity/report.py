@@ -164,8 +164,9 @@ def main_panels(results: Results, methods: Sequence[Method]) -> list[Panel]:
     panels = []
     for case in results.source.cases:
         pairs = results.complete(case, methods)
-        for measure in results.measures(case, methods, CHARTED[case]):
-            found = [(m.title, results.of(case, m, measure, pairs)[1]) for m in methods]
+        suiting = [method for method in methods if method.suits(case)]
+        for measure in results.measures(case, suiting, CHARTED[case]):
+            found = [(m.title, results.of(case, m, measure, pairs)[1]) for m in suiting]
             points = [(title, e) for title, e in found if e is not None]
             if points:
                 panels.append(_panel(f"{case}, {len(pairs)} pairs", measure, points))
