@@ -218,7 +218,7 @@ def build(studio: Studio, store: PresetStore, start: Start) -> gr.Blocks:
             with gr.Column(scale=6, min_width=480):
                 shown.update(controls.results(*map(shown_picture, start.finished or (None, None))))
             with gr.Column(scale=5, min_width=420):
-                units = controls.units(studio.names)
+                units, fold = controls.units(studio.names)
                 sampler = controls.sampler(start.guidance_scale)
                 accordion = Accordion(TAB, store, start.preset, UNITS)
                 accordion.follow_units([net for _, net, _ in units])
@@ -227,7 +227,7 @@ def build(studio: Studio, store: PresetStore, start: Start) -> gr.Blocks:
         _connect_looks(events, shown, outcome)
         held = [accordion.controls[PAGE.index(name)] for name in events.FILLED]
         switches, nets, editors = (list(each) for each in zip(*units, strict=True))
-        filled = [prompt, sampler[1], *editors, *nets, *switches, *held, shown["status"]]
+        filled = [prompt, sampler[1], *editors, *nets, *switches, *held, fold, shown["status"]]
         gallery.select(events.choose_example, [], filled, **_QUICK)
         named = [
             accordion.controls[PAGE.index(f"{role}_unit")] for role in ("foreground", "background")

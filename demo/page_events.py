@@ -41,7 +41,7 @@ class Events:
     """
 
     # What an example fills: prompt and seed, of each unit its condition, ControlNet and whether it
-    # is on, and of the accordion these.
+    # is on, of the accordion these, and whether the last unit is folded away.
     FILLED = ("foreground_word", "layers", "foreground_unit", "fusion")
     LOOKED = ("mask", "mask_note", "winner", "winner_note", "layers")
     VIEWS = ("status", "plain", "fused", "inside", "step", "layer", *LOOKED)
@@ -133,6 +133,7 @@ class Events:
             "auto",
             # The one rule that has a place for each; with one object the user's choice stays.
             page_value("fusion", "layers") if several else gr.skip(),
+            gr.update(open=True) if several else gr.skip(),
             gr.skip(),
         ]
 

@@ -228,7 +228,7 @@ class TestEvents:
         assert not np.array_equal(outline["background"], regions["background"])
         assert (nets, on) == (["outline", "regions", kept], [True, True, False])
         assert kept == page.gr.skip()
-        assert held == [example.word, "", "auto", page.gr.skip()]
+        assert held == [example.word, "", "auto", page.gr.skip(), page.gr.skip()]
 
     def test_an_example_of_two_objects_fills_it_too(self, studio):
         example = two_object_examples()[1]
@@ -237,7 +237,9 @@ class TestEvents:
         assert (prompt, seed) == (example.prompt, example.seed)
         assert [type(picture) for picture in rest[:3]] == [dict] * 3
         assert rest[3:9] == ["outline", "outline", "regions", True, True, True]
-        assert rest[9:] == ["", "0 star, 1 cross", "auto", "layers (each unit its place)"]
+        *held, fold = rest[9:]
+        assert held == ["", "0 star, 1 cross", "auto", "layers (each unit its place)"]
+        assert fold == page.gr.update(open=True), "the page's script counts what is there"
 
 
 class TestReceived:
