@@ -161,9 +161,9 @@ def test_before_the_first_mask_it_is_the_sum(host, dumped):
 
 
 def test_who_has_ended_claims_nothing(host, dumped):
-    """Of two in front the first ends halfway: then the other has all of its own place."""
+    """Of two in front the first ends early: then the other has all of its own place."""
     requests = host.requests
-    given = [requests.unit(guidance_end=0.5), requests.unit("b", 2), requests.unit("c", 3)]
+    given = [requests.unit(guidance_end=0.4), requests.unit("b", 2), requests.unit("c", 3)]
     seen = Recomputed()
     for skip, count, ranks, sides in (
         (0, 3, [0, 1, None], ("top", "left")),
@@ -178,7 +178,7 @@ def test_who_has_ended_claims_nothing(host, dumped):
 
 def test_one_in_front_that_has_ended_leaves_the_sum(host, dumped):
     requests = host.requests
-    given = [requests.unit(guidance_end=0.5), requests.unit("b", 2), requests.unit("c", 3)]
+    given = [requests.unit(guidance_end=0.4), requests.unit("b", 2), requests.unit("c", 3)]
     settings = layered({"unit": 0, "mask_source": "all"}, delta=1)
     found = dumped(settings, given, skip=3, steps=4)
     assert len(found.units) == 2
