@@ -259,9 +259,9 @@ def _grouped(
         if layer.mask_source == "image":
             place = Place(layer, units, image=images.get(layer.mask_image))
         elif layer.mask_source == "word":
-            known = words.get(layer.word) if layer.word else None
+            known = words.get(layer.word.casefold()) if layer.word else None
             word = known or ForegroundWord(layer.word, encode, note)
-            words[layer.word] = word
+            words[layer.word.casefold()] = word
             place = Place(layer, units, word)
         else:
             place = Place(layer, units)

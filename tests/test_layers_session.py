@@ -161,9 +161,11 @@ def test_automatic_words_differ(unet, nets):
     assert any(words)
 
 
-def test_units_of_one_word_share_its_place(unet, nets):
+@pytest.mark.parametrize("again", ["star", "Star"])
+def test_units_of_one_word_share_its_place(unet, nets, again):
     units = [Unit(net) for net in nets]
-    settings = Settings(layers="0 star, 2 star", fusion="layers", mask_reduction=2, start_step=1)
+    layers = f"0 star, 2 {again}"
+    settings = Settings(layers=layers, fusion="layers", mask_reduction=2, start_step=1)
     with Session(settings, unet, units, [prompt("red star ring")], encode) as session:
         for step in range(2):
             recorded(session, unet, a_call(step), step)

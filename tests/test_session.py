@@ -144,7 +144,7 @@ def test_an_interrupt_is_not_swallowed(unet, nets):
 
 
 def encode(text):
-    return [{"red": 1, "star": 2, "ring": 3}[word] for word in text.split()]
+    return [{"red": 1, "star": 2, "ring": 3}[word] for word in text.lower().split()]
 
 
 def prompt(text, pieces=True):
