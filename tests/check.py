@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pythons
-
 CHECKS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
 PYTEST = ("-rfEs",)
 
@@ -34,7 +32,8 @@ def main(options: list[str]) -> int:
     statuses["pytest"] = int(pytest.main([*PYTEST, *options]))
     if not options:
         print("== other Pythons", flush=True)
-        statuses["other Pythons"] = pythons.main()
+        words = [sys.executable, str(Path(__file__).with_name("pythons.py"))]
+        statuses["other Pythons"] = subprocess.run(words).returncode
     failed = [f"{name} FAILED ({status})" for name, status in statuses.items() if status]
     print(f"== {', '.join(failed) or 'all checks passed'}")
     return next((status for status in statuses.values() if status), 0)

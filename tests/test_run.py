@@ -371,8 +371,9 @@ class TestChecks:
         seen = []
 
         def record(words, **_):
-            seen.append(words[2])
-            return subprocess.CompletedProcess(words, int(words[2] in failing))
+            name = words[2] if words[1] == "-m" else Path(words[1]).name
+            seen.append(name)
+            return subprocess.CompletedProcess(words, int(name in failing))
 
         monkeypatch.setattr(check.subprocess, "run", record)
         monkeypatch.setattr(pytest, "main", lambda words: seen.append(words) or 0)
@@ -382,7 +383,7 @@ class TestChecks:
     def test_all_run_and_any_failure_counts(self, monkeypatch, capsys):
         seen = self.statuses(monkeypatch, {"ruff"})
         assert check.main([]) == 1
-        assert seen == ["ruff", "ruff", "mypy", ["-rfEs"]]
+        assert seen == ["ruff", "ruff", "mypy", ["-rfEs"], "pythons.py"]
         assert "ruff check . FAILED (1)" in capsys.readouterr().out
 
     def test_all_well(self, monkeypatch, capsys):
