@@ -89,6 +89,8 @@ def test_two_units_in_front(page, three, pictures, theme):
     page.settle()
     wide = "return arguments[0].scrollWidth - arguments[0].clientWidth"
     assert page.js(wide, page.one(PLACE)) <= 1
+    names = page.all(f"{PLACE} .ccn-name")
+    assert [page.js(wide, name) for name in names] == [0] * 3, "a name is cut"
     page.shoot(f"layers-narrow-{theme}", PLACE)
     page.js("arguments[0].click()", role(page, 1, "behind"))
     until(lambda: in_front(page) == ("", "0", "sea"), f"one, but {in_front(page)}")
