@@ -50,6 +50,13 @@ class ForegroundWord:
         self._settled: dict[int, list[str]] = {}
         self._decided: dict[tuple[int, TokenizedPrompt], Word | None] = {}
 
+    def part(self, prompt: TokenizedPrompt) -> int:
+        """Which of a prompt's parts to look at: the first with the user's word, or the first."""
+        if not (prompt.more and self.given):
+            return 0
+        found = (self.named(part, scheduled=True) is not None for part in prompt.parts)
+        return next((number for number, has_it in enumerate(found) if has_it), 0)
+
     def is_open(self, prompts: Sequence[TokenizedPrompt]) -> bool:
         """Whether an automatic word of one of these prompts is still to be chosen."""
         if self.given:

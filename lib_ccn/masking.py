@@ -70,12 +70,13 @@ class WordMaps:
         self.observed = set(observed)
         self._scheduled = False
         self._grid: tuple[int, int] | None = None
-        # What was recorded in this step, each with the pictures that its rows are of; by unit and
-        # picture the latest deviation, with the rows that are of this picture.
-        self._maps: list[tuple[list[int], Tensor]] = []
+        # What was recorded in this step, each with the pictures that its rows are of, and with the
+        # parts of their prompts; by unit and picture the latest deviation, with the rows that are
+        # of this picture.
+        self._maps: list[tuple[list[tuple[int, int]], Tensor]] = []
         self._deviation: dict[tuple[Unit, int], tuple[Tensor, list[int]]] = {}
         # Whose maps the recorder holds, and of how many pictures.
-        self._shown: list[int] = []
+        self._shown: list[tuple[int, int]] = []
         self._count = 0
         # The latest call that should have been recorded, until something was.
         self._unread: Call | None = None
@@ -119,7 +120,7 @@ class WordMaps:
         if not due or not call.conditional:
             self.recorder.pause()
             return
-        shown = list(call.conditional_pictures)
+        shown = list(call.conditional_parts)
         if shown != self._shown:
             self._gather()
         self._shown, self._count = shown, call.picture_count
@@ -159,28 +160,40 @@ class WordMaps:
             return None
         self._found = True
         final = step >= self.settings.injection_start
-        tokens, *grid = taken[-1][1].shape[1:]
+        grid = taken[-1][1].shape[2:]
+        # The parts of a prompt may differ in length; the latest counts.
+        tokens = {part: maps.shape[1] for shown, maps in taken for _picture, part in shown}
         one_for_all = len(self.prompts) == 1
         indices = [n for n in range(len(self.prompts)) if one_for_all or n < self._count]
-        searches = {
-            (n, index): word.search(index, self.prompts[index], tokens, self._scheduled)
+        parts = {
+            (n, index): word.part(self.prompts[index])
             for n, (word, _unit) in enumerate(self.words)
             for index in indices
         }
-        maps, deviation = self._fetch(taken, searches.values())
+        searches = {
+            (n, index): self.words[n][0].search(
+                index,
+                self.prompts[index].parts[part],
+                tokens.get(part, max(tokens.values())),
+                self._scheduled,
+            )
+            for (n, index), part in parts.items()
+        }
+        maps, deviation = self._fetch(taken, searches.values(), set(parts.values()))
         count = len(self.words)
         usable = [torch.zeros(self._count, dtype=torch.bool) for _ in range(count)]
         heats = [torch.zeros(self._count, *grid) for _ in range(count)]
         for index in indices:
             rows = list(range(self._count)) if one_for_all else [index]
             best = self._best_words(
-                [searches[n, index] for n in range(count)], maps[rows], rows, deviation
+                [searches[n, index] for n in range(count)], maps[0][rows], rows, deviation
             )
             for n, (word, _unit) in enumerate(self.words):
-                prompt, search = self.prompts[index], searches[n, index]
+                part, search = parts[n, index], searches[n, index]
+                prompt = self.prompts[index].parts[part]
                 chosen = word.settle(index, prompt, search, best.get(n), final)
                 if chosen is not None:
-                    found = scaled_map(word_map(maps[rows], chosen.positions))
+                    found = scaled_map(word_map(maps[part][rows], chosen.positions))
                     heats[n][rows], usable[n][rows] = found
         return WordsOfStep(heats, usable, deviation)
 
@@ -191,7 +204,10 @@ class WordMaps:
         rows: Sequence[int],
         deviation: dict[Unit, dict[int, Tensor]],
     ) -> dict[int, Word]:
-        """By number the best word of each search that compares some; none is given twice."""
+        """By number the best word of each search that compares some; none is given twice.
+
+        Those that compare look at the first part of a prompt, and `maps` are of it.
+        """
         comparing = [n for n, search in enumerate(searches) if search.compares]
         taken = {word for search in searches if not search.compares for word in search.words}
         scores = []
@@ -213,23 +229,33 @@ class WordMaps:
         if maps is not None:
             self._maps.append((self._shown, maps))
 
-    def _take(self) -> list[tuple[list[int], Tensor]]:
-        """What was recorded since the last time, of the latest shape: pictures, and their maps."""
+    def _take(self) -> list[tuple[list[tuple[int, int]], Tensor]]:
+        """What was recorded since the last time: pictures and parts, and maps of the latest shape.
+
+        Of the latest shape for those parts: sub-prompts may differ in length.
+        """
         self._gather()
         gathered, self._maps = self._maps, []
+        latest = {part: maps.shape[1:] for shown, maps in gathered for _picture, part in shown}
+        grid = gathered[-1][1].shape[2:] if gathered else None
         return [
-            (shown, maps) for shown, maps in gathered if maps.shape[1:] == gathered[-1][1].shape[1:]
+            (shown, maps)
+            for shown, maps in gathered
+            if maps.shape[2:] == grid and all(latest[part] == maps.shape[1:] for _, part in shown)
         ]
 
     def _fetch(
-        self, taken: Sequence[tuple[list[int], Tensor]], searches: Iterable[Search]
-    ) -> tuple[Tensor, dict[Unit, dict[int, Tensor]]]:
+        self,
+        taken: Sequence[tuple[list[tuple[int, int]], Tensor]],
+        searches: Iterable[Search],
+        parts: Iterable[int],
+    ) -> tuple[dict[int, Tensor], dict[Unit, dict[int, Tensor]]]:
         """What the searches look at, on the CPU.
 
         Returns:
-            Mean maps [pictures, tokens, H, W], zeros where a picture has none; they end with the
-            last token that is wanted. By unit and picture the deviation [h, w], where it is to be
-            compared with.
+            By part of the prompts, the first and these, mean maps [pictures, tokens, H, W], zeros
+            where a picture has none; they end with the last token that is wanted. By unit and
+            picture the deviation [h, w], where it is to be compared with.
         """
         compared = any(search.compares for search in searches)
         known = {
@@ -241,16 +267,15 @@ class WordMaps:
         last = max((p for s in searches for word in s.words for p in word.positions), default=0)
         found = fetched([*(maps[:, : last + 1] for _, maps in taken), *deviations.values()])
         here = dict(zip(deviations, found[len(taken) :], strict=True))
-        maps = torch.zeros(self._count, *found[0].shape[1:])
-        for picture in range(self._count):
-            own = [
-                recorded[row]
-                for (shown, _), recorded in zip(taken, found, strict=False)
-                for row, owner in enumerate(shown)
-                if owner == picture
-            ]
-            if own:
-                maps[picture] = torch.stack(own).mean(0)
+        recorded: dict[tuple[int, int], list[Tensor]] = {}
+        for (shown, _), rows_of_call in zip(taken, found, strict=False):
+            for of, row in zip(shown, rows_of_call, strict=True):
+                recorded.setdefault(of, []).append(row)
+        grid = found[0].shape[2:]
+        maps = {part: torch.zeros(self._count, last + 1, *grid) for part in (0, *parts)}
+        for (picture, part), own in recorded.items():
+            if part in maps:
+                maps[part][picture, : len(own[0])] = torch.stack(own).mean(0)
         by_unit: dict[Unit, dict[int, Tensor]] = {}
         for (unit, picture), (deviation, rows) in known.items():
             by_unit.setdefault(unit, {})[picture] = here[id(deviation)][rows].mean(0)

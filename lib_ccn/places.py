@@ -291,7 +291,7 @@ def _grouped(
 
 def _times(word: ForegroundWord, prompt: TokenizedPrompt) -> int:
     """How often a prompt has a named word."""
-    found = word.named(prompt)
+    found = word.named(prompt.parts[word.part(prompt)])
     positions = found.positions if isinstance(found, Word) else ()
     return sum(position - 1 not in positions for position in positions)
 

@@ -68,7 +68,8 @@ class TokenizedPrompt:
 
     `dropped` holds the ids that did not fit where the number of chunks is limited; `spell` gives
     ids' pieces, if the vocabulary is known; `problem` is why the tokens are not known; where it is
-    `literal`, brackets in it are no weights.
+    `literal`, brackets in it are no weights; `more` are further sub-prompts of the same picture
+    (`a dancer AND a horse`), each with a conditioning of its own, that words are looked for in too.
     """
 
     tokens: tuple[Token, ...]
@@ -80,6 +81,12 @@ class TokenizedPrompt:
     )
     problem: str = ""
     literal: bool = False
+    more: tuple[TokenizedPrompt, ...] = ()
+
+    @property
+    def parts(self) -> tuple[TokenizedPrompt, ...]:
+        """This sub-prompt and those beside it."""
+        return (self, *self.more)
 
     @property
     def length(self) -> int:

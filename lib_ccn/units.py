@@ -153,13 +153,15 @@ class Call:
         pictures: for each row of the ControlNets' batch, which picture it belongs to.
         conditional: the conditional rows of the UNet's batch, one per picture in their order;
             empty where the UNet is asked for the unconditional half alone. With `total`, those of
-            the pictures that have one in this call.
+            the pictures that have some in this call.
         prompts: what these rows were encoded from, where that changes between steps; None keeps
             the session's.
         whole: False where the UNet sees a part of the picture only (a tile). Units are fused
             there, but nothing is injected and no mask is read.
         total: how many pictures the generation has, where a call may hold some of them only and
             the UNet's batch has the rows of the ControlNets'; None: those in this call.
+        parts: for each of the conditional rows which of its prompt's `parts` it was encoded from;
+            empty: the first.
     """
 
     latent_size: tuple[int, int]
@@ -169,6 +171,7 @@ class Call:
     prompts: Sequence[TokenizedPrompt] | None = None
     whole: bool = True
     total: int | None = None
+    parts: Sequence[int] = ()
 
     @property
     def picture_count(self) -> int:
@@ -181,6 +184,12 @@ class Call:
         if self.total is None:
             return range(len(self.conditional))
         return [self.pictures[row] for row in self.conditional]
+
+    @property
+    def conditional_parts(self) -> Sequence[tuple[int, int]]:
+        """Of each of the conditional rows the picture, and the part of its prompt."""
+        parts = self.parts or [0] * len(self.conditional)
+        return list(zip(self.conditional_pictures, parts, strict=True))
 
 
 @dataclass

@@ -65,7 +65,8 @@ class Winners:
         """What `fuse_residuals` is to tell of this call; None for nothing."""
         if not call.conditional:
             return None
-        shown = dict(zip(call.conditional_pictures, call.conditional, strict=True))
+        rows = list(zip(call.conditional_pictures, call.conditional, strict=True))
+        shown = dict(reversed(rows))  # of several sub-prompts the first
         for picture in shown:
             self._latest[picture] = (call.step, tuple(units), {})
 

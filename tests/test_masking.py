@@ -1,5 +1,7 @@
 """Which word the mask is made from, step by step, and what is said of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from clip_like import encode, piece
@@ -166,3 +168,72 @@ def test_an_accelerator_is_waited_for_once_a_step(watch, word, pictures, monkeyp
             assert not counts.waits
             mask.next_maps(step + 1)
         assert counts.waits.total() == 1
+
+
+class Sequences(Maps):
+    """In place of a recorder: what each call is said to record."""
+
+    def __init__(self):
+        self.waiting, self.called = [], False
+
+    def take(self):
+        maps = self.waiting.pop(0) if self.called and self.waiting else None
+        self.called = False
+        return maps
+
+
+def looked_at(*places, tokens):
+    """A row [tokens, 8, 8] whose token 3, the noun of "a red star", is looked at in one place."""
+    maps = torch.zeros(tokens, 8, 8)
+    for token, place in places:
+        maps[token].view(-1)[place] = 1.0
+    return maps
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_words_of_several_sub_prompts_are_read_each_in_its_own(together):
+    """`a red star AND a blue whale`: rows of both, in one call or, where lengths differ, in two."""
+    notes = []
+    prompt = replace(read("a red star"), more=(read("a blue whale"),))
+    words = [ForegroundWord(word, encode, notes.append) for word in ("whale", "star")]
+    units = [Unit(torch.nn.Module()) for _ in words]
+    recorder = Sequences()
+    maps = WordMaps(
+        Settings(layers="0 whale, 1 star", start_step=5),
+        recorder,
+        [prompt],
+        list(zip(words, units, strict=True)),
+        notes.append,
+    )
+    long = 77 if together else 154
+    first, second = looked_at((3, 9), tokens=77), looked_at((3, 54), tokens=long)
+    if together:
+        recorder.waiting = [torch.stack([first, second])]
+        calls = [Call(SIZE, 0, [0, 0, 0], [1, 2], total=1, parts=[0, 1])]
+    else:
+        recorder.waiting = [second[None], first[None]]
+        calls = [Call(SIZE, 0, [0, 0], [1], total=1, parts=[part]) for part in (1, 0)]
+    for call in calls:
+        maps.begin_call(call)
+    found = maps.next_maps(1)
+    peaks = [int(heat[0].flatten().argmax()) for heat in found.heats]
+    assert peaks == [54, 9]
+    assert [bool(usable[0]) for usable in found.usable] == [True, True]
+    assert [word.chosen for word in words] == [{0: "whale"}, {0: "star"}]
+    assert notes == []
+
+    # A step that asks for one of them only has no map of the other.
+    recorder.waiting = [first[None]]
+    maps.begin_call(Call(SIZE, 1, [0, 0], [1], total=1, parts=[0]))
+    found = maps.next_maps(2)
+    assert [bool(usable[0]) for usable in found.usable] == [False, True]
+
+
+def test_a_word_in_no_sub_prompt_is_looked_for_in_the_first():
+    notes = []
+    prompt = replace(read("a red star"), more=(read("a blue whale"),))
+    assert ForegroundWord("moon", encode, notes.append).part(prompt) == 0
+    assert ForegroundWord("", encode, notes.append).part(prompt) == 0
+    assert ForegroundWord("whale", encode, notes.append).part(prompt) == 1
+    assert ForegroundWord("whale", encode, notes.append).part(read("a blue whale")) == 0
+    assert notes == []

@@ -181,6 +181,12 @@ class TestKept:
             self.decide(found, self.call(5, pictures, [0, 1], total=4), rows + 10 * first)
         assert [int(found.of(n).maps[0]) for n in range(4)] == [0, 1, 20, 21]
 
+    def test_of_several_sub_prompts_the_first_is_shown(self):
+        found, rows = Winners(), torch.arange(6, dtype=torch.int8).view(6, 1, 1)
+        call = self.call(0, (0, 1, 0, 0, 1, 1), (2, 3, 4, 5), total=2, parts=[0, 1, 0, 1])
+        self.decide(found, call, rows)
+        assert [int(found.of(n).maps[0]) for n in range(2)] == [2, 4]
+
     def test_controlnets_that_ran_for_half_the_batch(self):
         found, rows = Winners(), torch.arange(2, dtype=torch.int8).view(2, 1, 1)
         self.decide(found, self.call(0, (0, 1), (2, 3)), rows)

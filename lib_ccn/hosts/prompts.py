@@ -119,6 +119,7 @@ class PromptBook:
         self._words = [Sought.of(word, tokenizer.encode) for word in words]
         self._hires = hires
         self._split, self._schedules_of = split, schedules_of
+        self._joined: dict[tuple[TokenizedPrompt, ...], TokenizedPrompt] = {}
         self._entries = [
             self._entries_of(text, parts) for text, parts in zip(texts, self._conds, strict=True)
         ]
@@ -172,17 +173,31 @@ class PromptBook:
             whose = "" if alike else f" of {_numbered('picture', pictures)} of this batch"
             yield f"word '{word.text}' is in {where}{whose} in {steps} only"
 
-    def in_force(self, step: int) -> list[tuple[int, TokenizedPrompt]]:
-        """For each picture the sub-prompt to look at, and its tokens, at the denoiser's `step`.
+    def in_force(self, step: int) -> list[tuple[tuple[int, ...], TokenizedPrompt]]:
+        """For each picture the sub-prompts to look at at the denoiser's `step`, and their tokens.
 
-        The first sub-prompt that has the most of the foreground words now.
+        The first one that has the most of the foreground words now; where others are in none of
+        these, the first one that has the most of those too, and so on.
         """
         chosen = []
         for number in range(len(self._entries)):
             now = self._entries_at(number, step)
-            part = max(range(len(now)), key=lambda i: (len(now[i].has), -i))
-            chosen.append((part, now[part].prompt))
+            left = frozenset(word for entry in now for word in entry.has)
+            parts: list[int] = []
+            while left or not parts:
+                part = max(range(len(now)), key=lambda i: (len(now[i].has & left), -i))
+                parts.append(part)
+                left -= now[part].has
+            chosen.append((tuple(parts), self._together(tuple(now[i].prompt for i in parts))))
         return chosen
+
+    def _together(self, prompts: tuple[TokenizedPrompt, ...]) -> TokenizedPrompt:
+        """The first of these sub-prompts, with the others beside it."""
+        if len(prompts) == 1:
+            return prompts[0]
+        if prompts not in self._joined:
+            self._joined[prompts] = replace(prompts[0], more=prompts[1:])
+        return self._joined[prompts]
 
     def _entries_at(self, number: int, step: int) -> list[Entry]:
         """Of each sub-prompt of a picture what is in force at the denoiser's `step`."""

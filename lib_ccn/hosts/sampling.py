@@ -109,7 +109,7 @@ class Sampling(Guard):
             lambda: prompt_book(self.p, self.cond, self.hires, tokenizer, words), None
         )
         missing, partly = self._missing_word(), self._partly_missing_word()
-        prompts = [prompt for _part, prompt in self._prompts_now()]
+        prompts = [prompt for _read, prompt in self._prompts_now()]
         encode = None if tokenizer is None else tokenizer.encode
         session = Session(settings, unet, units, prompts, encode, self.mask_images, self.steps)
         for text in [*notes, missing, partly, self._unread]:
@@ -171,15 +171,28 @@ class Sampling(Guard):
         whole = latent_size == self.latent_size and bool(pictures)
         whole = whole and max(pictures) < self.pictures
         prompts = None
-        parts = [0] * self.pictures
+        parts: list[tuple[int, ...]] = [(0,)] * self.pictures
         chosen = self._prompts_now() if whole else []
         if chosen:
-            parts = [part for part, _prompt in chosen]
-            prompts = [prompt for _part, prompt in chosen]
+            parts = [read for read, _prompt in chosen]
+            prompts = [prompt for _read, prompt in chosen]
         # A batch may come in pieces: the call has the rows of some pictures only.
-        wanted = enumerate(parts) if whole else ()
-        conditional = [rows[key] for key in wanted if key in rows]
-        return Call(latent_size, self.step, pictures, conditional, prompts, whole, self.pictures)
+        found = [
+            (rows[picture, part], number)
+            for picture, read in enumerate(parts if whole else ())
+            for number, part in enumerate(read)
+            if (picture, part) in rows
+        ]
+        return Call(
+            latent_size,
+            self.step,
+            pictures,
+            [row for row, _number in found],
+            prompts,
+            whole,
+            self.pictures,
+            [number for _row, number in found],
+        )
 
     def parts_of(self, context: Tensor | None, rows: Sequence[int]) -> list[int]:
         """Which sub-prompt each of these rows of the first picture is, by its text context."""
@@ -247,8 +260,8 @@ class Sampling(Guard):
         book, order = self._book, self.order
         return self._of_prompts(lambda: book.partly_missing_words(order), None)
 
-    def _prompts_now(self) -> list[tuple[int, TokenizedPrompt]]:
-        """For each picture the sub-prompt in force, and its tokens; empty where not known."""
+    def _prompts_now(self) -> list[tuple[tuple[int, ...], TokenizedPrompt]]:
+        """For each picture the sub-prompts to read now, and their tokens; empty where not known."""
         if self._book is None:
             return []
         book, step = self._book, self.denoiser_step

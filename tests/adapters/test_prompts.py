@@ -16,7 +16,7 @@ from .text_encoders import Engine, book, positions
 class TestPromptBook:
     def test_words_stand_where_the_host_puts_them(self):
         (entry,) = book(["a red star over the wide sea"], conditioning([[(10, 1)]])).in_force(0)
-        assert entry[0] == 0
+        assert entry[0] == (0,)
         assert positions(entry[1], "star") == [3]
         assert positions(entry[1], "sea") == [8 + 1], "the second chunk has its own beginning"
 
@@ -31,11 +31,33 @@ class TestPromptBook:
         cond = conditioning([[(10, 1)], [(10, 2)]], [[(10, 1)], [(10, 2)]])
         texts = ["a sea AND a star", "a star AND a sea"]
         chosen = [part for part, _ in book(texts, cond, "star").in_force(0)]
-        assert chosen == [1, 0]
-        assert [part for part, _ in book(texts, cond, "ship").in_force(0)] == [0, 0]
+        assert chosen == [(1,), (0,)]
+        assert [part for part, _ in book(texts, cond, "ship").in_force(0)] == [(0,), (0,)]
         assert book(texts, cond, "star").missing_words() is None
         assert book(texts, cond, "").missing_words() is None
         assert "'ship' is not in the prompts" in book(texts, cond, "ship").missing_words()
+
+    @pytest.mark.parametrize(
+        ("words", "parts"),
+        [
+            (("star", "sea"), (0, 1)),
+            (("moon", "star"), (1, 2)),
+            (("sea", "star", "moon"), (0, 1, 2)),
+            (("moon", "cloud", "star"), (2, 1)),
+            (("star", "ship"), (1,)),
+        ],
+    )
+    def test_sub_prompts_are_read_until_every_word_is_found(self, words, parts):
+        """The first that has the most of the words, then those of the words that are left."""
+        cond = conditioning([[(10, 1)], [(10, 2)], [(10, 3)]])
+        texts = ["a sea AND a star AND a moon behind a cloud"]
+        prompts = book(texts, cond, *words)
+        ((chosen, prompt),) = prompts.in_force(0)
+        assert chosen == parts
+        assert len(prompt.parts) == len(parts)
+        there = [word for part in prompt.parts for word in words if positions(part, word)]
+        assert sorted(there) == sorted({*words} - {"ship"})
+        assert prompts.in_force(1) == [(chosen, prompt)]
 
     def test_sub_prompts_are_told_apart_by_their_embeddings(self):
         prompts = book(["a sea AND a star"], conditioning([[(10, 1)], [(10, 2)]]))
@@ -47,7 +69,7 @@ class TestPromptBook:
     def test_an_unforeseen_split_costs_nothing(self):
         cond = conditioning([[(10, 1)], [(10, 2)], [(10, 3)]])
         ((part, prompt),) = book(["a sea AND a star"], cond, "star").in_force(0)
-        assert part == 0
+        assert part == (0,)
         assert positions(prompt, "star")
 
 
@@ -108,7 +130,7 @@ class TestPromptsOfTheHost:
         cond = conditioning([[(1, 1)], [(1, 2)], [(1, 1)]])
         found = prompt_book(p, cond, False, Tokenizer(Engine()), ["dog"])
         ((part, prompt),) = found.in_force(0)
-        assert part == 1
+        assert part == (1,)
         assert positions(prompt, "dog")
         assert not positions(prompt, "cat"), "the sub-prompt, and not the whole text"
 

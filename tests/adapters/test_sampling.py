@@ -16,6 +16,7 @@ from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.units import Role, Unit
 
 from .stand_ins import Control, a_sampling, ask, chain, conditioning
+from .text_encoders import book
 
 
 class TestRowClock:
@@ -83,6 +84,24 @@ class TestSampling:
         assert all(call.whole and call.total == 2 for call in calls)
         assert [list(call.conditional) for call in calls] == [[0], [0], []]
         assert [list(call.pictures) for call in calls] == [[0, 0], [1, 1], [0, 1]]
+
+    def test_rows_of_several_sub_prompts_are_read_where_words_are_in_several(self):
+        texts = ["a sea AND a star", "a star AND a sea"]
+        cond = conditioning([[(10, 1)], [(10, 2)]], [[(10, 1)], [(10, 2)]])
+        sampling = a_sampling(cond)
+        rows = {(0, 0): 4, (0, 1): 5, (1, 0): 6, (1, 1): 7}
+        for words, read, parts in (
+            (["star", "sea"], [4, 5, 6, 7], [0, 1, 0, 1]),
+            (["star"], [5, 6], [0, 0]),
+        ):
+            sampling._book = book(texts, cond, *words)
+            call = sampling.call((8, 8), [0, 1, 0, 1, 0, 0, 1, 1], rows)
+            assert list(call.conditional) == read
+            assert list(call.parts) == parts
+            pictures = call.conditional_pictures
+            assert list(call.conditional_parts) == list(zip(pictures, parts, strict=True))
+        piece = sampling.call((8, 8), [0, 1], {(0, 1): 0, (1, 1): 1})
+        assert (list(piece.conditional), list(piece.parts)) == ([0], [0]), "one has the word"
 
     def test_everything_is_undone_even_if_something_cannot_be(self, caplog):
         sampling, done = a_sampling(), []
@@ -170,7 +189,7 @@ def a_broken_book(at):
         def in_force(self, step):
             if at == "in_force" or (at == "a later step" and step > 0):
                 raise KeyError("no such schedule")
-            return [(0, prompt_of("star"))] * 2
+            return [((0,), prompt_of("star"))] * 2
 
         def parts_of(self, context, rows, step):
             raise ValueError("no such part")

@@ -44,10 +44,20 @@ def test_case(host, case):
         {"batch_size": 2},
         {"cfg_scale": 1},
         {"prompt": f"{PROMPT} AND a blue boat :0.7"},
+        {"prompt": "a red star AND the wide sea", "batch_size": 2},
+        {"prompt": f"{LONG} AND the wide sea AND a red star"},
         {"negative_prompt": LONG},
         {"prompt": f"[{PROMPT}:{PROMPT} and a boat:0.5]"},
     ],
-    ids=["batch", "CFG 1", "AND", "long negative prompt", "prompt editing"],
+    ids=[
+        "batch",
+        "CFG 1",
+        "AND",
+        "words apart",
+        "words apart, long",
+        "long negative prompt",
+        "prompt editing",
+    ],
 )
 def test_words_where_the_rows_are_others(host, changes):
     body = host.requests.body(**{**BIG, **changes})
