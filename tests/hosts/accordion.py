@@ -4,6 +4,7 @@ from hosts.page import LEAST_CONTRAST
 
 ENTER, TAB = "\ue007", "\ue004"  # as the browser's driver wants them
 PLACE = "#txt2img_cross_controlnet"
+LOW = 370  # pixels, for three units, with the sentence left out
 
 
 def is_strip(shape):
@@ -34,3 +35,9 @@ def unit_field(page, number, name):
 def assert_legible(page):
     least, text = page.js(LEAST_CONTRAST, page.one(PLACE))
     assert least >= 4.5, f"{least:.2f}: {text}"
+
+
+def assert_low(page):
+    """The accordion leaves room for others; its sentence takes the lines that a font needs."""
+    heights = [page.one(place).size["height"] for place in (PLACE, f"{PLACE} .ccn-state")]
+    assert heights[0] - heights[1] <= LOW, heights

@@ -1,7 +1,7 @@
 """What the method costs: the same generation plain and fused, in turn, as a ratio."""
 
-import statistics
 import time
+from collections import defaultdict
 
 import pytest
 from hosts.cases import EVERYWHERE, using
@@ -25,15 +25,16 @@ def test_ratio_of_step_times(host, figures, quick):
     }
     for body in bodies.values():
         host.generate({**body, "steps": 1})
-    steps = {name: [] for name in bodies}
+    took = defaultdict(list)
     for _ in range(rounds):
         for name, body in bodies.items():
-            # The difference leaves out what is not a step: texts, the VAE, the request itself.
-            lot = seconds(host, {**body, "steps": many}) - seconds(host, {**body, "steps": few})
-            steps[name].append(lot / (many - few))
-    medians = {name: statistics.median(times) for name, times in steps.items()}
-    figures[f"step at {size}x{size}, two units, seconds"] = round(medians["plain"], 2)
+            for count in (few, many):
+                took[name, count].append(seconds(host, {**body, "steps": count}))
+    # Whatever else the machine does only adds: the least is closest to what it costs. The
+    # difference leaves out what is not a step: texts, the VAE, the request itself.
+    steps = {name: (min(took[name, many]) - min(took[name, few])) / (many - few) for name in bodies}
+    figures[f"step at {size}x{size}, two units, seconds"] = round(steps["plain"], 2)
     for name in ("fusion", "method"):
-        ratio = medians[name] / medians["plain"]
+        ratio = steps[name] / steps["plain"]
         figures[f"step time against plain, {name}"] = f"{ratio:.2f}"
         assert ratio < 2

@@ -13,6 +13,7 @@ from hosts.accordion import (
     PLACE,
     TAB,
     assert_legible,
+    assert_low,
     fill,
     is_strip,
     state,
@@ -217,7 +218,7 @@ def test_the_accordion_is_low_and_can_be_read(page, three, pictures, theme):
     until(lambda: "in front: star" in state(page), "the state")
     assert len(page.all(f"{PLACE} .ccn-unit")) == 3
     assert not page.all(f"{PLACE} .ccn-badge.ccn-warns")
-    assert page.one(PLACE).size["height"] <= 420
+    assert_low(page)
     page.shoot(f"open-{theme}", PLACE)
     page.reveal(f"{PLACE}_fusion")
     page.shoot(f"advanced-{theme}", PLACE)

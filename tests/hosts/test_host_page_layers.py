@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hosts.accordion import ENTER, PLACE, assert_legible, fill, is_strip, state
+from hosts.accordion import ENTER, PLACE, assert_legible, assert_low, fill, is_strip, state
 from hosts.cases import using
 from hosts.page import until
 
@@ -77,7 +77,7 @@ def test_two_units_in_front(page, three, pictures, theme):
     )
     until(lambda: page.text(f"{PLACE} .ccn-badge") == "3 units layered", "a badge")
     page.shoot(f"layers-{theme}", PLACE)
-    assert page.one(PLACE).size["height"] <= 420
+    assert_low(page)
     assert_legible(page)
     page.write(f"{PLACE} .ccn-unit:nth-child(2) .ccn-field", "whale ")
     until(lambda: in_front(page)[0] == "0 sea, 1 whale", f"a typed word, but {in_front(page)}")
