@@ -36,6 +36,7 @@ class Comfy:
     variables: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
     flags: tuple[str, ...] = ("--cpu",)
+    says: str = ""
     ready: tuple[str, ...] = ("/system_stats", "/ccn-probe/state")
 
     @classmethod

@@ -111,10 +111,16 @@ class HostError(Exception):
 
 
 class Startable(Protocol):
-    """What a server needs to know of a host; `ready` are routes that answer once it runs."""
+    """What a server needs to know of a host.
+
+    `says` is what it prints once it may be asked, `ready` are routes that answer once it runs.
+    """
 
     @property
     def folder(self) -> Path: ...
+
+    @property
+    def says(self) -> str: ...
 
     @property
     def ready(self) -> tuple[str, ...]: ...
@@ -141,6 +147,8 @@ class Installation:
     variables: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
     sdxl: bool = False
+    # With gradio 3, a request between the page's start and the API's costs the API.
+    says: str = "Startup time: "
     ready: tuple[str, ...] = ("/sdapi/v1/scripts", "/controlnet/model_list")
 
     @classmethod
@@ -364,17 +372,22 @@ class Server:
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while True:
+        while lacking := self._lacking():
             self.check_alive()
+            if time.monotonic() > deadline:
+                raise HostError(f"after {START_SECONDS} s {lacking}; {self.end_of_log()}")
+            time.sleep(0.5)
+
+    def _lacking(self) -> str:
+        """What the WebUI has not done yet, for a message; empty when it runs."""
+        if self.installation.says not in self.log():
+            return f"it has not printed {self.installation.says!r}"
+        for path in self.ready:
             try:
-                for path in self.ready:
-                    urllib.request.urlopen(self.url + path, timeout=60).close()
-                return
+                urllib.request.urlopen(self.url + path, timeout=60).close()
             except OSError as error:  # urllib's errors are among them
-                if time.monotonic() > deadline:
-                    text = f"{path} does not answer after {START_SECONDS} s ({error})"
-                    raise HostError(f"{text}; {self.end_of_log()}") from None
-                time.sleep(0.5)
+                return f"{path} does not answer ({error})"
+        return ""
 
     def check_alive(self) -> None:
         """Raise HostError, with the end of the log, when the WebUI has ended."""

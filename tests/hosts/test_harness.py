@@ -21,9 +21,10 @@ from lib_ccn.webui.arguments import read
 
 pytestmark = pytest.mark.offline
 
-# Answers every GET, refuses every POST, and starts a child, as a WebUI does.
+# Answers every GET, refuses every POST, and starts a child, as a WebUI does. As one with gradio 3,
+# it does not bear a question between the page's start and the API's.
 STAND_IN = """
-import json, os, subprocess, sys
+import json, os, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -35,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(value).encode())
     def do_GET(self):
+        if not started.is_set():
+            os._exit(7)
         self.answer(200, {"arguments": sys.argv[1:], "path": os.environ.get("PYTHONPATH"),
                           "own": os.environ.get("OWN")})
     def do_POST(self):
@@ -42,7 +45,12 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+started = threading.Event()
+server = HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler)
+threading.Thread(target=server.serve_forever).start()
+time.sleep(1)
+started.set()
+print("Startup time: 1.0s", flush=True)
 """
 
 
@@ -146,11 +154,16 @@ class TestServer:
         ):
             pass
 
-    def test_one_that_never_answers_is_ended(self, folder, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(
+        ("said", "lacking"),
+        [("hm", "after 1 s it has not printed"), ("Startup time: 0s", "after 1 s /.* not answer")],
+    )
+    def test_one_that_never_answers_is_ended(self, folder, tmp_path, monkeypatch, said, lacking):
         monkeypatch.setattr(server_module, "START_SECONDS", 1)
-        (folder / "launch.py").write_text("import time; print('hm', flush=True); time.sleep(600)")
+        waits = f"import time; print({said!r}, flush=True); time.sleep(600)"
+        (folder / "launch.py").write_text(waits)
         server = Server(Installation.find(folder), tmp_path / "log")
-        with pytest.raises(HostError, match="does not answer after 1 s"), server:
+        with pytest.raises(HostError, match=lacking), server:
             pass
         assert server.process is None
 
