@@ -50,7 +50,9 @@
         const units = ofNumbers(state, numbers);
         if (!all) return `u${unitsNamed(units)} ${hasHave(units)} no place`;
         if (state.fusion !== "layers") return "nothing will be injected";
-        return state.injects ? "all are added up and nothing will be injected" : "all are added up";
+        const what = (state.outside ?? "sum") === "sum"
+            ? "all are added up" : "the stronger wins in each place";
+        return state.injects ? `${what} and nothing will be injected` : what;
     }
 
     function chooseIn({numbers}, state) {

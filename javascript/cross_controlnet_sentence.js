@@ -14,7 +14,8 @@
         const said = problem && ccn.problems.badge(problem, state);
         if (state.refused) return {text: said, warns: true};
         const layered = fusion === "layers" && !placeless(state);
-        const done = layered ? "layered" : ["sum", "layers"].includes(fusion) ? "summed" : "fused";
+        const rule = fusion === "layers" ? state.outside ?? "sum" : fusion;
+        const done = layered ? "layered" : rule === "sum" ? "summed" : "fused";
         const what = active ? `${active.length} units ${done}` : "on";
         if (said) return {text: `${what}, ${said}`, warns: true};
         return {text: injects && active ? `${what} + injection` : what, warns: false};
@@ -70,7 +71,8 @@
     function whatFusionDoes(state) {
         if (state.fusion === "layers") {
             if (placeless(state)) return "";
-            return ` In its place ${state.fronts.length > 1 ? "each" : "it"} silences those behind that disagree.`;
+            const elsewhere = (state.outside ?? "sum") === "sum" ? "" : `; elsewhere ${STRONGEST}`;
+            return ` In its place ${state.fronts.length > 1 ? "each" : "it"} silences those behind that disagree${elsewhere}.`;
         }
         if (state.fronts.length < 2) return "";
         const rule = RULES[state.fusion] ? `all are ${RULES[state.fusion]}` : STRONGEST;

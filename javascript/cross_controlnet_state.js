@@ -134,6 +134,7 @@
                 hosted: isHosted(app, tab),
                 units: readUnits(app, tab),
                 fusion: this.choice(app, "fusion"),
+                outside: this.choice(app, "outside_places"),
                 injects: isChecked(app, `${id}_inject`),
                 showsMask: isChecked(app, `${id}_show_mask`),
                 foreground,

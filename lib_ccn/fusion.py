@@ -48,6 +48,7 @@ from .residuals import (
 )
 
 MODES = ("sum", "mean", "max", "pix", "pix+channel", "layers")
+OUTSIDE = ("sum", "pix+channel")  # of "layers", where nobody has a place
 AVERAGED = -1  # instead of a winner's number, in a decision
 
 Decided = Callable[[Tensor], None]  # takes a decision
@@ -319,6 +320,34 @@ def layers_fusion(
     return _fuse(rule, [residuals], checked_delta(delta), tell)[0]
 
 
+class _Heard(dict[int, Tensor]):
+    """Decisions by the place of their residual."""
+
+    def __call__(self, place: int, decision: Tensor) -> None:
+        self[place] = decision
+
+
+def _taken(front: Front, like: Tensor) -> Tensor:
+    """How much of each pixel is in somebody's place: [B or 1, 1, H, W]."""
+    return front.masks((like.shape[-2], like.shape[-1]), like.device).to(wide(like.dtype)).sum(0)
+
+
+@torch.no_grad()
+def _over(taken: Tensor, composed: Tensor, rest: Tensor, added: Tensor) -> Tensor:
+    """Layers where there are places, and `rest` where there are none."""
+    left = 1 - taken
+    mixed = (composed + left * (rest - added)).to(rest.dtype)
+    mixed = torch.where(torch.isfinite(mixed), mixed, rest)  # the sum spreads what is not
+    return torch.where(taken <= 0, rest, torch.where(taken >= 1, composed, mixed))
+
+
+def _chosen(taken: Tensor, inside: Tensor, others: Tensor) -> Tensor:
+    """Who won, inside the places or outside; where channels decide there, inside alone."""
+    if others.ndim != inside.ndim:
+        return inside
+    return torch.where((inside == AVERAGED) & (taken[:, 0] <= 0.5), others, inside)
+
+
 def _with_front(front: Front | None, units: int) -> _Rule:
     if front is None or len(front.ranks) != units:
         ranks = None if front is None else list(front.ranks)
@@ -332,6 +361,7 @@ def fuse_residuals(
     delta: float = 0.7,
     decided: Callable[[int, Tensor], None] | None = None,
     front: Front | None = None,
+    outside: str = "sum",
 ) -> list[Tensor]:
     """Fuse the whole output of N >= 2 ControlNets into one tensor per residual.
 
@@ -343,6 +373,9 @@ def fuse_residuals(
         decided: takes each residual's place and who won there; not asked by "sum" and "mean",
             in which nobody wins.
         front: for "layers", see `layers_fusion`; unused by the others.
+        outside: for "layers" what is done where nobody has a place, one of `OUTSIDE`: the sum, or
+            another mode, of whose result P and the sum S this is made with T, the places' sum:
+            f + (1 - T) (P - S), which is P where T is 0 and f of `layers_fusion` where it is 1.
 
     Raises as `pix_fusion`, and ValueError for an unknown mode or units of unequal length.
     """
@@ -360,7 +393,22 @@ def fuse_residuals(
     if mode == "sum":
         return [sum_fusion(layer) for layer in layers]
     if mode == "layers":
-        return _fuse(_with_front(front, len(lengths)), layers, delta, decided)
+        if outside not in OUTSIDE:
+            raise ValueError(f"outside is {outside!r}; allowed: {', '.join(OUTSIDE)}")
+        rule = _with_front(front, len(lengths))
+        if outside == "sum":
+            return _fuse(rule, layers, delta, decided)
+        assert front is not None
+        inside, others = _Heard(), _Heard()
+        composed = _fuse(rule, layers, delta, decided and inside)
+        rest = fuse_residuals(residuals_by_unit, outside, delta, decided and others)
+        fused = []
+        for index, layer in enumerate(layers):
+            taken = _taken(front, composed[index])
+            fused.append(_over(taken, composed[index], rest[index], sum_fusion(layer)))
+            if decided is not None:
+                decided(index, _chosen(taken, inside[index], others[index]))
+        return fused
     down, middle = (layers[:-1], layers[-1:]) if mode == "pix+channel" else (layers, [])
     fused = _fuse(_RULES["pix" if middle else mode], down, delta, decided)
     if middle:

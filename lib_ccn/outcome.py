@@ -120,11 +120,22 @@ class Outcome:
         if self.settings.fusion == "sum":
             return "sum, as the host makes it"
         if not self.fused:
-            return "layers, but all added up" if self.settings.fusion == "layers" else "not fused"
-        how = f"{self.settings.fusion}, delta {self.settings.delta:g}"
+            layered = self.settings.fusion == "layers"
+            return f"layers, but {self._without_places()}" if layered else "not fused"
+        how = f"{self.settings.fusion}{self._outside()}, delta {self.settings.delta:g}"
         if self.settings.fusion == "layers" and self.settings.foreground_gain != 1:
             how = f"{how}, gain {self.settings.foreground_gain:g}"
         return how if self.fused == self.calls else f"{how}, in {self.fused} of {self.calls} calls"
+
+    def _outside(self) -> str:
+        """What layers are over, where that is not the sum."""
+        layered = self.settings.fusion == "layers" and self.settings.outside_places != "sum"
+        return f" over {self.settings.outside_places}" if layered else ""
+
+    def _without_places(self) -> str:
+        """What layers are where nobody has a place."""
+        rule = self.settings.outside_places
+        return "all added up" if rule == "sum" else f"{rule} everywhere"
 
     def injection(self, mask: str) -> str:
         """What was injected, in words; `mask` says where the mask came from."""
@@ -155,7 +166,10 @@ class Outcome:
             return ["nothing was fused: never were two units that can be fused active at once"]
         found = []
         if self.settings.fusion == "layers" and not self.fused:
-            found.append(f"no unit had its place, so all were added up: {self._why_no_place()}")
+            what = "all were added up"
+            if self.settings.outside_places != "sum":
+                what = f"it was {self._without_places()}"
+            found.append(f"no unit had its place, so {what}: {self._why_no_place()}")
         elif self.settings.fusion != "sum" and not self.fused:
             found.append("nothing was fused: the units' residuals do not fit each other")
         if self.settings.inject and not self.injected and not self.explained:

@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _PAPERS_STEPS = 50
-# What layers are while no unit has its place.
-_WITHOUT_PLACES = "sum"
 
 
 class Session:
@@ -190,16 +188,18 @@ class Session:
             mode, front = self.settings.fusion, None
             if mode == "layers" and len(fusable) > 1:
                 front = self._front(fusable, residuals)
-                mode = _WITHOUT_PLACES if front is None else mode
+                mode = self.settings.outside_places if front is None else mode
             if mode == "sum" or len(fusable) < 2:
                 return summed([residuals[unit] for unit in everyone])
             given = [residuals[unit] for unit in fusable]
             decided = None
             if self.winners is not None and self._call is not None:
                 decided = self.winners.listener(self._call, fusable)
-            fused = fuse_residuals(given, mode, self.settings.delta, decided, front)
+            outside = self.settings.outside_places
+            fused = fuse_residuals(given, mode, self.settings.delta, decided, front, outside)
             total = summed([fused, *(residuals[u] for u in everyone if not u.eligible)])
-        self.outcome.fused += 1
+        if mode == self.settings.fusion:
+            self.outcome.fused += 1
         return total
 
     def _front(

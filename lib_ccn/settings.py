@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 TITLE = "Cross-ControlNet"
-VERSION = 3
+VERSION = 4
 # Defaults that were others before: what settings of version 1, and pictures' texts that do not
 # write them, mean by leaving them out.
 _FORMER = {"start_step": 5}
@@ -72,8 +72,8 @@ class Settings:
         "CCN fusion",
         "How the residuals of the units become one: PixFusion with ChannelFusion on the middle "
         "residual (the paper's method), layers (a unit in front counts alone in its own place, and "
-        "all are added elsewhere), PixFusion alone, MaxFusion, the average, or the plain sum "
-        "that the host makes itself.",
+        "all are added elsewhere, or what you choose below), PixFusion alone, MaxFusion, the "
+        "average, or the plain sum that the host makes itself.",
         choices=("pix+channel", "layers", "pix", "max", "mean", "sum"),
         titles=(
             "PixFusion + ChannelFusion (the paper)",
@@ -214,6 +214,17 @@ class Settings:
         minimum=0.5,
         maximum=2,
         step=0.05,
+    )
+    outside_places: str = _setting(
+        "choice",
+        "sum",
+        "Outside all places",
+        "CCN outside places",
+        "With layers: what is done where no unit in front has its place. All are added up, as "
+        "the host does it; or the paper's fusion chooses, which keeps more where several are in "
+        "front.",
+        choices=("sum", "pix+channel"),
+        titles=("all are added up", "PixFusion + ChannelFusion (the paper)"),
     )
     strict: bool = _setting(
         "flag",

@@ -150,6 +150,7 @@ def test_every_setting_has_an_option():
     options += ["--start-layer", "1", "--foreground-unit", "1", "--word", "red star"]
     options += ["--background-unit", "0", "--layers", "1 red star", "--foreground-gain", "1.5"]
     options += ["--mask-source", "silhouette", "--mask-threshold", ".3"]
+    options += ["--outside-places", "pix+channel"]
     changed = parse_demo(options).settings.to_dict(only_changed=True)
     silent = {"enabled", "show_mask", "strict", "mask_image", "version"}
     assert {*changed, "enabled", "version"} == ({*fields()} - silent) | {"enabled", "version"}

@@ -94,7 +94,7 @@ def test_options_of_a_family():
     flux = parse_demo(["--family", "flux"])
     assert (flux.steps, flux.guidance_scale) == (28, 3.5)
     assert flux.settings.to_dict(only_changed=True) == {
-        "version": 3, "enabled": True, "delta": 0.5, "start_step": 3, "mask_source": "all"
+        "version": 4, "enabled": True, "delta": 0.5, "start_step": 3, "mask_source": "all"
     }  # fmt: skip
     assert parse_demo(["--family", "flux", "--steps", "14", "--delta", "0.6"]).settings.delta == 0.6
     assert parse_demo(["--family", "flux", "--steps", "14"]).settings.start_step == 1

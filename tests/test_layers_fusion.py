@@ -6,7 +6,15 @@ import pytest
 import torch
 from oracles import MARGIN, cosine, forms, make_units, oracle_scores
 
-from lib_ccn.fusion import AVERAGED, Front, fuse_residuals, layers_fusion, sum_fusion
+from lib_ccn.fusion import (
+    AVERAGED,
+    Front,
+    channel_fusion,
+    fuse_residuals,
+    layers_fusion,
+    pix_fusion,
+    sum_fusion,
+)
 
 DELTA = 0.5
 both_forms = pytest.mark.parametrize("fuse", forms(layers_fusion))
@@ -147,3 +155,74 @@ def test_units_without_a_place_in_the_order_are_refused(front):
     units = make_units((1, 4, 3, 3))
     with pytest.raises(ValueError, match=r"front has the ranks .*; allowed: one for each"):
         layers_fusion(units, front)
+
+
+def over(units, front, delta=DELTA, decided=None):
+    """Layers over the paper's fusion, of a list of residuals by layer."""
+    by_unit = [list(unit) for unit in zip(*units, strict=True)]
+    return fuse_residuals(by_unit, "layers", delta, decided, front, "pix+channel")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ranks", [[0, None], [1, 0, None], [None, 0, 0], [2, None, 0, 1]])
+def test_layers_over_the_papers_fusion_follow_the_formula(ranks, dtype):
+    """f + (1 - T) (P - S) in float64, of a down residual and of the middle one."""
+    units = [make_units((2, 6, 5, 4), len(ranks), dtype, seed=n) for n in (1, 2)]
+    places = random_places(1 + max(r for r in ranks if r is not None), 2, 5, 4)
+    front = front_of(ranks, places)
+    found = over(units, front)
+    left = 1 - places.double().sum(0)[:, None]
+    for layer, rule, fused in zip(units, (pix_fusion, channel_fusion), found, strict=True):
+        want, unsure = expected(layer, ranks, places, 1.0, DELTA)
+        paper = rule(layer, DELTA).double()
+        want = want + left * (paper - sum(unit.double() for unit in layer))
+        close = max(8 * torch.finfo(dtype).eps, 1e-6)
+        error = (fused.double() - want).abs() / (1 + want.abs())
+        assert error[~unsure[:, None].expand_as(error)].max() < close
+        assert fused.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_outside_all_places_it_is_the_papers_fusion_and_inside_layers_bit_for_bit(count, dtype):
+    units = [make_units((2, 6, 5, 4), count, dtype, seed=n) for n in (3, 4)]
+    ranks = [*range(count - 1), None]
+    places = torch.zeros(count - 1, 2, 5, 4)
+    by_unit = [list(unit) for unit in zip(*units, strict=True)]
+    paper = fuse_residuals(by_unit, "pix+channel", DELTA)
+    nowhere = over(units, front_of(ranks, places))
+    assert all(torch.equal(a, b) for a, b in zip(nowhere, paper, strict=True))
+    places[0, :, :2] = 1
+    halves = over(units, front_of(ranks, places))
+    layers = fuse_residuals(by_unit, "layers", DELTA, front=front_of(ranks, places))
+    for got, inside, outside in zip(halves, layers, paper, strict=True):
+        assert torch.equal(got[:, :, :2], inside[:, :, :2])
+        assert torch.equal(got[:, :, 2:], outside[:, :, 2:])
+
+
+def test_over_the_papers_fusion_what_is_not_finite_is_left_out_outside_the_places():
+    for bad in (float("nan"), float("inf")):
+        units = [make_units((1, 6, 9, 9), 2, seed=n) for n in (5, 6)]
+        for layer in units:
+            layer[0][0, :, 2:4, 2:4] = bad
+        places = random_places(1, 1, 9, 9)
+        for fused in over(units, front_of([None, 0], places)):
+            assert torch.isfinite(fused).all()
+
+
+def test_the_decision_is_the_places_inside_and_the_papers_outside():
+    units = [make_units((1, 6, 6, 6), 3, seed=n) for n in (7, 8)]
+    places = torch.zeros(1, 1, 6, 6)
+    places[0, 0, :3] = 1
+    told, paper = {}, {}
+    by_unit = [list(unit) for unit in zip(*units, strict=True)]
+    over(units, front_of([None, 0, None], places), 1.0, told.__setitem__)
+    fuse_residuals(by_unit, "pix+channel", 1.0, paper.__setitem__)
+    assert sorted(told) == [0, 1]
+    assert (told[0][:, :3] == 1).all()
+    assert torch.equal(told[0][:, 3:], paper[0][:, 3:])
+    assert told[1].shape == (1, 6, 6), "of the middle one the places alone: channels have none"
+    with pytest.raises(ValueError, match=r"outside is 'max'; allowed: sum, pix\+channel"):
+        fuse_residuals(
+            by_unit, "layers", 1.0, front=front_of([0, None, None], places), outside="max"
+        )

@@ -107,6 +107,35 @@ def test_until_there_are_places_it_is_the_hosts_sum(unet, nets, whole):
     assert session.shortfalls == [f"no unit had its place, so all were added up: {why}"]
 
 
+def test_layers_over_the_papers_fusion_are_that_until_there_are_places(unet, nets):
+    units = [Unit(net) for net in nets]
+    lists = residuals(3)
+    settings = Settings(
+        fusion="layers", inject=False, foreground_word="star", outside_places="pix+channel"
+    )
+    with Session(settings, unet, units, [prompt("star")], encode) as session:
+        session.begin_call(Call(SIZE, 0, [0, 0], [1]))
+        found = session.fuse(dict(zip(units, lists, strict=True)))
+    paper = fuse_residuals(lists, "pix+channel", settings.delta)
+    assert all(torch.equal(a, b) for a, b in zip(found, paper, strict=True))
+    assert "layers, but pix+channel everywhere" in session.summary()
+    assert session.shortfalls == [
+        "no unit had its place, so it was pix+channel everywhere: there never was a mask"
+    ]
+    units = [Unit(net) for net in nets]
+    settings = settings.replace(mask_source="image", foreground_word="")
+    with Session(settings, unet, units, mask_image=LEFT) as session:
+        session.begin_call(a_call())
+        found = session.fuse(dict(zip(units, lists, strict=True)))
+    assert "layers over pix+channel, delta 0.7" in session.summary()
+    assert session.shortfalls == []
+    for got, want in zip(found, paper, strict=True):
+        right = got.shape[-1] // 2
+        if right:
+            assert torch.equal(got[..., right:], want[..., right:])
+            assert not torch.equal(got[..., :right], want[..., :right])
+
+
 def test_what_was_placed_before_the_tiles_reached_no_unet(unet, nets):
     """Forge runs the ControlNets over the whole picture too before it does so tile by tile."""
     units = [Unit(net) for net in nets[:2]]

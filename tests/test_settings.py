@@ -123,6 +123,7 @@ def test_names_and_defaults_are_the_published_ones():
         "show_mask": False,
         "layers": (),
         "foreground_gain": 1.0,
+        "outside_places": "sum",
         "strict": False,
     }
 

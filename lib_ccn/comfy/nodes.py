@@ -158,6 +158,14 @@ class ApplyCrossControlNet(io.ComfyNode):
                     advanced=True,
                     optional=True,
                 ),
+                io.Combo.Input(
+                    "outside_places",
+                    options=list(choices["outside_places"].choices),
+                    default=choices["outside_places"].default,
+                    tooltip=_help("outside_places"),
+                    advanced=True,
+                    optional=True,
+                ),
                 io.Boolean.Input(
                     "record",
                     default=True,

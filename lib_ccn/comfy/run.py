@@ -102,7 +102,9 @@ class Run(Guard):
         else:
             self._part = session
             if self.settings.fusion == "layers":
-                problem = "in parts of the picture the units have no places: they are summed there"
+                rule = self.settings.outside_places
+                what = "they are summed" if rule == "sum" else f"it is {rule}"
+                problem = f"in parts of the picture the units have no places: {what} there"
             elif self.settings.inject and problem is None:
                 problem = "of parts of the picture the units are fused only: nothing is injected"
         for text in filter(None, [problem, *self._missing_words(settings)]):

@@ -104,7 +104,7 @@ class Accordion:
             component.change(name_values, inputs, ours, **QUICK)
 
     def _build_advanced(self) -> None:
-        self._add_group("Fusion", "fusion", "delta", "foreground_gain")
+        self._add_group("Fusion", "fusion", "delta", "foreground_gain", "outside_places")
         self._add_group("Injection", "inject", "start_step", "start_layer")
         self._add_group("Mask", "mask_source", "mask_threshold", "mask_reduction")
         with gr.Column(visible=self._initial.get("mask_source") == "image") as image_column:

@@ -67,7 +67,9 @@ class Result:
             decisions = [session.winners.of(picture) for picture in range(pictures)]
             self.decisions = decisions if any(decisions) else self.decisions
         outcome = session.outcome
-        self.rest = "added up" if outcome.settings.fusion == "layers" else "averaged"
+        layered = outcome.settings.fusion == "layers"
+        over = layered and outcome.settings.outside_places != "sum"
+        self.rest = "averaged or added up" if over else "added up" if layered else "averaged"
         self.said = []
         if not any(self.decisions):
             self.said.append(f"Nobody won: {outcome.fusion()}.")

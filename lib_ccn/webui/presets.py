@@ -77,6 +77,7 @@ _PAPER: dict[str, Any] = {
     "mask_threshold": 0.65,
     "mask_reduction": 4,
     "foreground_gain": 1.0,
+    "outside_places": "sum",
 }
 
 _BUILT_IN = (

@@ -33,6 +33,7 @@ AXES = {
     "mask_threshold": "Mask threshold",
     "layers": "Layers",
     "foreground_gain": "Foreground gain",
+    "outside_places": "Outside all places",
 }
 
 # The plot expands ranges such as "0-1 (+0.1)" for exactly these two types.

@@ -21,6 +21,7 @@ NUMBERS = {
 }
 CHOICES = {
     "fusion": ("blend", "Pix", "", "sum "),
+    "outside_places": ("mean", "", "the sum"),
     "mask_source": ("attention", "", "Word", "image"),
 }
 SOCKETS = {"positive": "IMAGE", "negative": "LATENT", "word": "STRING", "mask": "IMAGE"}

@@ -169,6 +169,8 @@ WRONG_BESIDE: tuple[dict[str, Any], ...] = (
     {"background_unit": 1},
     {"foreground_gain": 0.4},
     {"foreground_gain": "2"},
+    {"outside_places": "max"},
+    {"outside_places": None, "foreground_gain": []},
     {"layer": "0 star"},
 )
 LATE: tuple[Any, ...] = (

@@ -42,6 +42,22 @@ class TestOneInFront:
         assert "no unit had its place, so all were added up" in reply.note
         assert "layers, but all added up" in done(reply)
 
+    @pytest.mark.parametrize("front", [0, 2])
+    def test_absent_word_over_the_papers_fusion_is_that(self, host, front):
+        body = host.requests.body(host.requests.three(), **BIG)
+        paper = host.generate(using(body, {"fusion": "pix+channel", "inject": False}))
+        over = {"outside_places": "pix+channel"}
+        reply = host.generate(using(body, layered({**ABSENT, "unit": front}, **over)))
+        assert same(paper, reply)
+        assert "no unit had its place, so it was pix+channel everywhere" in reply.note
+        assert "layers, but pix+channel everywhere" in done(reply)
+        painted = host.generate(using(body, layered(HALVES[0], **over)))
+        assert painted.note == ""
+        assert "layers over pix+channel, delta 0.7" in done(painted)
+        assert "CCN outside places: pix+channel" in painted.infotexts[0]
+        assert distance(painted, paper) > 0
+        assert distance(painted, host.generate(using(body, layered(HALVES[0])))) > 0
+
     def test_strict_refuses_an_absent_word(self, host):
         for entries in ([ABSENT], [ABSENT, WORDS[1]]):
             body = using(host.requests.body(), layered(*entries, strict=True))

@@ -78,6 +78,8 @@ const MISSING = [
     [{ ...TWO, layers: "0 star, 1 zebra" }, "3 units layered, no place for unit 1: “zebra” is not in the prompt"],
     [{ ...TWO, layers: "0 fox, 1 zebra" }, "3 units summed, no place: “fox” is not in the prompt"],
     [{ ...TWO, layers: "", word: "zebra" }, "3 units summed, no place: “zebra” is not in the prompt"],
+    [{ ...TWO, prompt: "", outside: "PixFusion + ChannelFusion (the paper)" },
+        "3 units fused, no place: the prompt is empty"],
     [{ ...TWO, prompt: "" }, "3 units summed, no place: the prompt is empty"],
     [{ ...TWO, steps: 1 }, "3 units summed, no place: no mask in the first step"],
     [{ ...TWO, layers: "0 star (silhouette), 1 moon", steps: 1 },

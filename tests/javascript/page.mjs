@@ -83,6 +83,7 @@ export function unit(number, {on = true, weight = 1, model = "canny [1]", range 
 
 const TITLES = { fusion: { "PixFusion + ChannelFusion": "pix+channel", "plain sum": "sum", average: "mean",
     "layers (each unit its place)": "layers" },
+    outside_places: { "all are added up": "sum", "PixFusion + ChannelFusion (the paper)": "pix+channel" },
     mask_source: { "the word's attention": "word", "a painted mask": "image" } };
 
 // A tab as a WebUI with ControlNet shows it, with some of its values changed.
@@ -106,6 +107,7 @@ export function tabOf(changes = {}, tab = "txt2img") {
         make("div", { id: `${id}_head` }, make("div", { class: "ccn-units", "data-titles": JSON.stringify(TITLES) })),
         checkbox(`${id}-checkbox`, on.enabled), checkbox(`${id}_inject`, on.inject),
         checkbox(`${id}_show_mask`, on.show_mask), dropdown(`${id}_fusion`, on.fusion),
+        dropdown(`${id}_outside_places`, on.outside ?? "all are added up"),
         dropdown(`${id}_foreground_unit`, on.foreground), dropdown(`${id}_background_unit`, on.background),
         dropdown(`${id}_mask_source`, on.source), text(`${id}_foreground_word`, on.word),
         text(`${id}_layers`, on.layers),

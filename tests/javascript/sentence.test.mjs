@@ -52,6 +52,9 @@ const GOOD = [
         "Unit 1 (openpose) is in front: dancer. Unit 2 (depth) is behind."],
     [{ ...TWO }, "Unit 0 (openpose) is in front: dancer; behind it unit 1 (depth): rain. Unit 2 (canny) is behind "
         + `all. ${EACH}`],
+    [{ ...TWO, outside: "PixFusion + ChannelFusion (the paper)" }, "Unit 0 (openpose) is in front: dancer; behind it "
+        + "unit 1 (depth): rain. Unit 2 (canny) is behind all. In its place each silences those behind that disagree; "
+        + "elsewhere the stronger wins in each place."],
     [{ ...TWO, layers: "1 rain, 0 dancer" }, "Unit 1 (depth) is in front: rain; behind it unit 0 (openpose): "
         + `dancer. Unit 2 (canny) is behind all. ${EACH}`],
     [{ ...TWO, layers: "0 dancer, 1, 2 (silhouette)" }, "Unit 0 (openpose) is in front: dancer; behind it unit 1 "

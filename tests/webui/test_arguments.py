@@ -71,7 +71,7 @@ def test_order_of_the_page() -> None:
         "enabled fusion delta inject start_step start_layer",
         "foreground_unit background_unit foreground_word",
         "mask_source mask_threshold mask_reduction mask_image show_mask",
-        "layers foreground_gain",
+        "layers foreground_gain outside_places",
     )
     assert list(PAGE) == " ".join(rows).split()
 
@@ -82,7 +82,9 @@ def test_order_of_the_page() -> None:
 def test_values_come_in_the_order_of_the_page() -> None:
     image = base64.b64encode(b"picture").decode()
     given = [True, "pix", 0.4, False, 7, 2, 1, 0, "red fox", "image", 0.5, 2, image, True]
-    assert PAGE[len(given) :] == ("layers", "foreground_gain"), "new ones come last"
+    assert PAGE[len(given) :] == ("layers", "foreground_gain", "outside_places"), (
+        "new ones come last"
+    )
     expected = dict(zip(PAGE, given, strict=False))
     assert read(given) == Request(Settings(**expected))
 

@@ -20,6 +20,7 @@ LABELS = [
     "[CCN] Mask threshold",
     "[CCN] Layers",
     "[CCN] Foreground gain",
+    "[CCN] Outside all places",
 ]
 
 
