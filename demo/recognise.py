@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .drawing import object_distance
-from .metrics import COLOUR_PIXELS, object_mask, pure
+from .metrics import COLOUR_PIXELS, mask_iou, object_mask, pure
 from .scenes import TwoObjects
 from .world import COLOURS, SHAPES
 
@@ -50,16 +50,34 @@ def colour_labels(picture: Tensor) -> Tensor:
     return torch.where(object_mask(picture), nearest, -1)
 
 
+def own_ious(picture: Tensor, scenes: TwoObjects) -> Tensor:
+    """IoU of what has each object's own colour with what should be seen of it: [2, B].
+
+    Shape, place and colour in one: objects that swap their colours have nothing in common with it.
+    """
+    return torch.stack([mask_iou(_coloured(picture, scenes, n), scenes.masks[n]) for n in range(2)])
+
+
+def in_front(picture: Tensor, scenes: TwoObjects) -> Tensor:
+    """The share of where the first object hides the second that has the first's colour: [B].
+
+    1 where nothing is hidden.
+    """
+    hidden = scenes.hidden.to(picture.device).flatten(1)
+    seen = (_coloured(picture, scenes, 0).flatten(1) & hidden).sum(1)
+    count = hidden.sum(1)
+    return torch.where(count > 0, seen / count.clamp_min(1), 1.0)
+
+
 def colours_kept(picture: Tensor, scenes: TwoObjects) -> Tensor:
     """Whether both objects are there, each shape in its own colour: bool [B].
 
     What has a caption's colour must fit that colour's shape better than the other one's.
     """
-    labels, fits = colour_labels(picture), []
+    fits = []
     there = torch.ones(len(picture), dtype=torch.bool, device=picture.device)
     for number in range(2):
-        wanted = torch.tensor([list(COLOURS).index(pair[number]) for pair in scenes.colours])
-        mask = labels == wanted.to(labels.device)[:, None, None]
+        mask = _coloured(picture, scenes, number)
         there &= mask.flatten(1).sum(1) >= COLOUR_PIXELS
         fits.append(shape_fits(mask))
     one, two = (
@@ -71,6 +89,12 @@ def colours_kept(picture: Tensor, scenes: TwoObjects) -> Tensor:
         return (fits[0].gather(1, first[:, None]) + fits[1].gather(1, second[:, None]))[:, 0]
 
     return there & (sum_of(one, two) > sum_of(two, one))
+
+
+def _coloured(picture: Tensor, scenes: TwoObjects, number: int) -> Tensor:
+    """Where the picture has the colour of each scene's first (0) or second (1) object."""
+    wanted = torch.tensor([list(COLOURS).index(pair[number]) for pair in scenes.colours])
+    return colour_labels(picture) == wanted.to(picture.device)[:, None, None]
 
 
 def _framed(mask: Tensor) -> Tensor:

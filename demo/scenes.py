@@ -8,12 +8,14 @@ as a region of its own or, for a *conflict*, of a landscape that knows no object
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .drawing import (
+    Land,
     Things,
     coverage,
     draw_land,
@@ -42,12 +44,15 @@ __all__ = [
     "Scenes",
     "TwoObjects",
     "draw",
+    "draw_overlapping",
     "draw_two",
 ]
 
 # Two objects: their radii, and the least that lies between them and around them.
 _TWO_RADII = (0.27, 0.42)
 _TWO_GAP, _MARGIN = 0.06, 0.05
+# Where one is in front of the other: their radii, and how far apart they are of what parts them.
+_FRONT_RADII, _BACK_RADII, _APART = (0.30, 0.44), (0.42, 0.60), (0.35, 0.65)
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,15 @@ class Scenes:
 
 @dataclass(frozen=True)
 class TwoObjects:
-    """A batch of B scenes of two objects side by side, unlike in shape and colour.
+    """A batch of B scenes of two objects unlike in shape and colour.
 
-    The caption names the first object first. `picture`, `region_map`, `landscape_map`, `regions`,
+    `picture`, `region_map`, `landscape_map`, `regions`,
     `captions` and `named` are as in `Scenes`; so are `outline` and `object_mask`, of both objects.
 
     Attributes:
         outlines: [B, 3, 64, 64] of each object alone.
-        masks: bool [B, 64, 64] of each object alone.
+        masks: bool [B, 64, 64], what is seen of each object.
+        hidden: bool [B, 64, 64], where the first object hides the second.
         colours: B pairs of names of `COLOURS`.
         shapes: B pairs of names of `SHAPES`.
     """
@@ -98,6 +104,7 @@ class TwoObjects:
     region_map: Tensor
     landscape_map: Tensor
     masks: tuple[Tensor, Tensor]
+    hidden: Tensor
     regions: Tensor
     captions: list[str]
     colours: list[tuple[str, str]]
@@ -154,30 +161,55 @@ def draw(count: int, generator: torch.Generator, object_free: float = 0.12) -> S
 
 
 def draw_two(count: int, generator: torch.Generator) -> TwoObjects:
-    """Draw `count` scenes of two objects; `generator` is a CPU generator."""
+    """Draw `count` scenes of two objects apart from each other; `generator` is a CPU generator."""
     land = draw_land(draw_layouts(count, generator), generator)
-    pair = place_two(count, generator)
+    return _two(land, place_two(count, generator), generator)
+
+
+def draw_overlapping(count: int, generator: torch.Generator) -> TwoObjects:
+    """Draw `count` scenes whose first object is in front of the second.
+
+    The outlines are whole, masks are what is seen; the caption names the two in either order.
+    """
+    land = draw_land(draw_layouts(count, generator), generator)
+    back, front = place_over(count, generator)
+    return _two(land, (front, back), generator, uniform(generator, 0, 1, count) < 0.5)
+
+
+def _two(
+    land: Land,
+    pair: tuple[Things, Things],
+    generator: torch.Generator,
+    turned: Tensor | None = None,
+) -> TwoObjects:
+    """Scenes of a pair, the first over the second; `turned` bool [B]: captions name it last."""
+    count = len(land.layout)
     regions = region_indices(land)
     picture = paint_land(land, regions)
-    lines, masks = [], []
-    for things in pair:
+    covers = []
+    for things in reversed(pair):
         distance = object_distance(things.shapes, things.radius, things.centre, things.turn)
-        covered = coverage(distance)
-        picture = paint_over(picture, things, distance, covered)
-        lines.append(_as_condition(edge(distance)))
-        masks.append(covered > 0.5)
+        covers.insert(0, (edge(distance), coverage(distance)))
+        picture = paint_over(picture, things, distance, covers[0][1])
+    front, back = (covered > 0.5 for _, covered in covers)
     everywhere = torch.ones(count, dtype=torch.bool)
     names = [_names(things, everywhere) for things in pair]
     colours, shapes = (list(zip(*both, strict=True)) for both in zip(*names, strict=True))
-    kinds = [f"a {c} {s} and a {d} {t}" for (c, d), (s, t) in zip(colours, shapes, strict=True)]
-    captions, named = _captions(kinds, land.layout, generator)
+    told = [
+        [f"a {c} {s}" for c, s in zip(*row, strict=True)]
+        for row in zip(colours, shapes, strict=True)
+    ]
+    if turned is not None:
+        told = [row[:: -1 if t else 1] for row, t in zip(told, turned.tolist(), strict=True)]
+    captions, named = _captions([" and ".join(row) for row in told], land.layout, generator)
     landscape_map = MAP_COLOURS[regions].movedim(-1, 1)
     return TwoObjects(
         picture=picture.clamp(0, 1),
-        outlines=(lines[0], lines[1]),
-        region_map=_with_objects(landscape_map, masks[0] | masks[1]),
+        outlines=(_as_condition(covers[0][0]), _as_condition(covers[1][0])),
+        region_map=_with_objects(landscape_map, front | back),
         landscape_map=landscape_map.contiguous(),
-        masks=(masks[0], masks[1]),
+        masks=(front, back & ~front),
+        hidden=back & front,
         regions=regions,
         captions=captions,
         colours=colours,
@@ -223,6 +255,42 @@ def place_two(count: int, generator: torch.Generator) -> tuple[Things, Things]:
         for i in range(2)
     ]
     return things[0], things[1]
+
+
+def place_over(count: int, generator: torch.Generator) -> tuple[Things, Things]:
+    """Two unlike objects in each of `count` pictures; the second hides part of the first."""
+    shapes, colours = (_two_unlike(len(kinds), count, generator) for kinds in (SHAPES, COLOURS))
+    radii = [uniform(generator, *among, count) for among in (_BACK_RADII, _FRONT_RADII)]
+    reach = [(1 - _MARGIN - radius)[:, None] for radius in radii]
+    back = uniform(generator, -1, 1, count, 2) * reach[0]
+    angle = uniform(generator, -math.pi, math.pi, count)
+    apart = (radii[0] + radii[1]) * uniform(generator, *_APART, count)
+    front = back + apart[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    # Out of the picture on one side: as far on the other.
+    front = torch.where(front.abs() > reach[1], 2 * back - front, front)
+    centres = [back, torch.minimum(front.maximum(-reach[1]), reach[1])]
+    things = [
+        Things(
+            shapes[i],
+            colours[i],
+            radii[i],
+            centres[i],
+            draw_turns(shapes[i], generator),
+            draw_lights(count, generator),
+        )
+        for i in range(2)
+    ]
+    return things[0], things[1]
+
+
+def chosen(where: Tensor, one: Things, other: Things) -> Things:
+    """`one` where bool [B] `where` says so, else `other`."""
+
+    def of(first: Tensor, second: Tensor) -> Tensor:
+        return torch.where(where.view(-1, *[1] * (first.ndim - 1)), first, second)
+
+    named = vars(other)
+    return Things(**{name: of(value, named[name]) for name, value in vars(one).items()})
 
 
 def paint_over(picture: Tensor, things: Things, distance: Tensor, covered: Tensor) -> Tensor:

@@ -7,8 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from demo.recognise import colour_labels, colours_kept, object_shape, shape_fits
-from demo.scenes import COLOURS, SHAPES, Scenes, TwoObjects, draw, draw_two
+from demo.recognise import (
+    colour_labels,
+    colours_kept,
+    in_front,
+    object_shape,
+    own_ious,
+    shape_fits,
+)
+from demo.scenes import COLOURS, SHAPES, Scenes, TwoObjects, draw, draw_overlapping, draw_two
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +70,24 @@ def test_swapped_colours_are_noticed(two):
 def test_a_missing_object_is_noticed(two):
     masks = two.masks[1][:, None]
     assert not colours_kept(two.picture.masked_fill(masks, 0.5), two).any()
+
+
+def test_an_object_counts_in_its_own_colour_alone(two):
+    own = own_ious(two.picture, two)
+    assert own.shape == (2, 32)
+    assert own.min() > 0.8
+    swapped = replace(two, colours=[(b, a) for a, b in two.colours])
+    assert own_ious(two.picture, swapped).max() < 0.05
+    gone = own_ious(two.picture.masked_fill(two.masks[1][:, None], 0.5), two)
+    assert gone[0].min() > 0.8
+    assert gone[1].max() < 0.4
+
+
+def test_who_is_in_front_is_seen_where_something_is_hidden(two):
+    assert (in_front(two.picture, two) == 1).all()
+    over = draw_overlapping(64, torch.Generator().manual_seed(3))
+    there = over.hidden.flatten(1).sum(1) > 20
+    assert int(there.sum()) > 30
+    assert in_front(over.picture, over)[there].mean() > 0.9
+    other = replace(over, colours=[(b, a) for a, b in over.colours])
+    assert in_front(over.picture, other)[there].mean() < 0.05

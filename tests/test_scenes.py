@@ -17,6 +17,7 @@ from demo.scenes import (
     Scenes,
     TwoObjects,
     draw,
+    draw_overlapping,
     draw_two,
 )
 
@@ -128,6 +129,7 @@ def test_two_objects_are_apart_whole_and_unlike(two):
             assert not edge.any()
     assert all(a != b for a, b in [*two.colours, *two.shapes])
     assert {name for pair in two.shapes for name in pair} == set(SHAPES)
+    assert not two.hidden.any()
     # Neither is always left of the other, nor above it.
     middle = [mask.float().argmax(1).float().mean(1) for mask in two.masks]
     assert 0.2 < (middle[0] < middle[1]).float().mean() < 0.8
@@ -151,6 +153,36 @@ def test_two_objects_have_a_caption_conditions_and_a_picture(two):
             mean = two.picture[b][:, two.masks[number][b]].mean(1)
             distance = {n: float((mean - torch.tensor(c)).norm()) for n, c in COLOURS.items()}
             assert min(distance, key=distance.__getitem__) == two.colours[b][number]
+
+
+def test_the_first_of_two_that_overlap_is_in_front():
+    over = draw_overlapping(96, torch.Generator().manual_seed(8))
+    assert not (over.masks[0] & over.masks[1]).any()
+    assert not (over.hidden & ~over.masks[0]).any()
+    whole = over.masks[1] | over.hidden
+    share = over.hidden.flatten(1).sum(1) / whole.flatten(1).sum(1)
+    assert share.median() > 0.05
+    assert share.max() < 0.8
+    for b in range(96):
+        for mask, colour in ((over.hidden, 0), (over.masks[0], 0), (over.masks[1], 1)):
+            if int(mask[b].sum()) < 12:
+                continue
+            mean = over.picture[b][:, mask[b]].mean(1)
+            distance = {n: float((mean - torch.tensor(c)).norm()) for n, c in COLOURS.items()}
+            assert min(distance, key=distance.__getitem__) == over.colours[b][colour]
+    # Outlines are whole: of the hidden part too.
+    inside = F.max_pool2d(over.hidden[:, None].float(), 3, 1, 1)[:, 0] > 0.5
+    deep = -F.max_pool2d(-over.masks[0][:, None].float(), 5, 1, 2)[:, 0] > 0.5
+    assert ((over.outlines[1][:, 0] > 0.5) & inside & deep).any()
+    # The caption does not tell which one is in front.
+    first = [
+        caption.startswith(f"a {colours[0]} {shapes[0]}")
+        for caption, colours, shapes in zip(over.captions, over.colours, over.shapes, strict=True)
+    ]
+    assert 0.3 < sum(first) / 96 < 0.7
+    for mask in over.masks:
+        for edge in (mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]):
+            assert not edge.any()
 
 
 def test_landscapes_drawn_at_once_are_laid_out_as_those_drawn_singly(scenes):

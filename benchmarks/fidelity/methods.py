@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .pairs import COMPLEMENTARY, CONFLICT, TWO
+from .pairs import COMPLEMENTARY, CONFLICT, SEVERAL
 
 PAPER_STEPS = 50
 
@@ -43,7 +43,7 @@ class Method:
     def suits(self, case: str) -> bool:
         """Whether there is something to make: units alone and hand-made masks are of pairs."""
         pairs = self.unit is not None or self.rule is not None or self.masked or self.true_mask
-        return case != TWO or not pairs
+        return case not in SEVERAL or not pairs
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,18 @@ SILHOUETTES = Method(
     {"fusion": "layers", "mask_source": "silhouette"},
     layered=True,
 )
+OVER = Method(
+    "layers over",
+    "Layers over the paper's fusion",
+    {"fusion": "layers", "outside_places": "pix+channel"},
+    layered=True,
+)
+OVER_SILHOUETTES = Method(
+    "layers over silhouette",
+    "The same, by silhouette",
+    {"fusion": "layers", "outside_places": "pix+channel", "mask_source": "silhouette"},
+    layered=True,
+)
 MAIN = (
     Method("unit 0", "Foreground unit alone", unit=0),
     Method("unit 1", "Background unit alone", unit=1),
@@ -88,6 +100,8 @@ MAIN = (
     FULL,
     LAYERS,
     SILHOUETTES,
+    OVER,
+    OVER_SILHOUETTES,
 )
 CEILINGS = {"drawn": "*the scenes as drawn*", "vae": "*the same through the VAE*"}
 
@@ -214,7 +228,7 @@ def ablations(steps: int, layers: int, mask_reduction: int) -> list[Ablation]:
                 layered(f"maps reduced by {6 - mask_reduction}", mask_reduction=6 - mask_reduction),
                 layered("every weight at 2", 2.0),
             ],
-            cases=(CONFLICT, COMPLEMENTARY, TWO),
+            cases=(CONFLICT, COMPLEMENTARY, *SEVERAL),
         ),
         Ablation(
             "authors",

@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 
 from demo import metrics
-from demo.scenes import Scenes, TwoObjects, draw, draw_two
+from demo.recognise import in_front, own_ious
+from demo.scenes import Scenes, TwoObjects, draw, draw_overlapping, draw_two
 
 from .naturalness import Naturalness
 
-CONFLICT, COMPLEMENTARY, TWO = "conflict", "complementary", "two objects"
-CASES = (CONFLICT, COMPLEMENTARY, TWO)
+CONFLICT, COMPLEMENTARY = "conflict", "complementary"
+TWO, OVERLAPPING = "two objects", "one in front of another"
+SEVERAL = (TWO, OVERLAPPING)  # units in front
+CASES = (CONFLICT, COMPLEMENTARY, *SEVERAL)
 # Pairs are drawn and batched by so many: the first ones are the same however many are asked for.
 CHUNK = 80
 # Far from the trainer's scenes (0, 7919, ...), the gates' and the mask study's.
 SCENE_SEED = 20_260_500
-TWO_SEED = 20_264_000
+TWO_SEED, OVERLAPPING_SEED = 20_264_000, 20_266_000
+HIDDEN_PIXELS = 20  # at least, of an object that another one is in front of
 NATURAL_SEED = 20_269_999
 NATURAL_SCENES = 512
 
@@ -103,7 +107,8 @@ class Source(Protocol):
 class DrawnPairs:
     """The demo world: outline and region map of a scene, the map without or with the object.
 
-    Or two objects in one scene, each with an outline of its own, and the landscape's map.
+    Or two objects in one scene, side by side or the first in front of the second, each with a whole
+    outline of its own, and the landscape's map.
     """
 
     cases = CASES
@@ -115,8 +120,8 @@ class DrawnPairs:
         for first in range(0, count, CHUNK):
             number = first // CHUNK
             shapes = (
-                [" ".join(pair) for pair in two_chunk(number).shapes]
-                if case == TWO
+                [" ".join(pair) for pair in two_chunk(case, number).shapes]
+                if case in SEVERAL
                 else drawn_chunk(number).shape
             )[: count - first]
             for word in sorted(set(shapes)):
@@ -135,8 +140,8 @@ class DrawnPairs:
     def load(self, plan: Plan) -> Batch:
         """See `Source`."""
         number, members = plan.numbers[0] // CHUNK, [n % CHUNK for n in plan.numbers]
-        if plan.case == TWO:
-            two = pick(two_chunk(number), members)
+        if plan.case in SEVERAL:
+            two = pick(two_chunk(plan.case, number), members)
             first, second = two.shapes[0]
             return Batch(
                 replace(plan, word=first),
@@ -162,7 +167,7 @@ class DrawnPairs:
     def score(self, batch: Batch, pictures: Tensor) -> list[dict[str, float]]:
         """See `Source`. The measures are those of `demo.metrics`."""
         if isinstance(batch.details, TwoObjects):
-            return _score_two(batch.details, pictures)
+            return _score_two(batch.plan.case, batch.details, pictures)
         scenes: Scenes = batch.details
         colours = zip(metrics.object_colour(pictures), scenes.colour, strict=True)
         right = torch.tensor([float(seen == meant) for seen, meant in colours])
@@ -192,32 +197,39 @@ def drawn_chunk(number: int) -> Scenes:
 
 
 @lru_cache(maxsize=8)
-def two_chunk(number: int) -> TwoObjects:
+def two_chunk(case: str, number: int) -> TwoObjects:
     """The scenes of one chunk, of two objects each."""
-    return draw_two(CHUNK, torch.Generator().manual_seed(TWO_SEED + number))
+    if case == TWO:
+        return draw_two(CHUNK, torch.Generator().manual_seed(TWO_SEED + number))
+    drawn = draw_overlapping(2 * CHUNK, torch.Generator().manual_seed(OVERLAPPING_SEED + number))
+    overlap = drawn.hidden.flatten(1).sum(1) >= HIDDEN_PIXELS
+    return pick(drawn, overlap.nonzero()[:CHUNK, 0].tolist())
 
 
-def _score_two(scenes: TwoObjects, pictures: Tensor) -> list[dict[str, float]]:
-    """Each object in its own half, the worse of the two; colours swapped where each has both."""
-    halves = metrics.apart(pictures, scenes.masks)
-    found = [metrics.object_colour(half) for half in halves]
-    meant = list(zip(*scenes.colours, strict=True))
-    right = [
-        [s == m for s, m in zip(*both, strict=True)] for both in zip(found, meant, strict=True)
-    ]
-    crossed = [
-        [s == m for s, m in zip(*both, strict=True)]
-        for both in zip(found, reversed(meant), strict=True)
-    ]
-    ious = torch.stack(
-        [metrics.object_iou(half, mask) for half, mask in zip(halves, scenes.masks, strict=True)]
-    )
-    both_right = torch.tensor([a and b for a, b in zip(*right, strict=True)]).float()
-    columns = {
-        "iou": ious.mean(0),
-        "worse": ious.amin(0),
-        "colour": both_right,
-        "swapped": torch.tensor([a or b for a, b in zip(*crossed, strict=True)]).float(),
+def _score_two(case: str, scenes: TwoObjects, pictures: Tensor) -> list[dict[str, float]]:
+    """Each object in its own colour, the worse of the two, and which one is in front.
+
+    Of objects apart from each other also whatever colour is in each one's half, and whether each
+    has the other's.
+    """
+    own = own_ious(pictures, scenes)
+    columns = {"own": own.mean(0), "own worse": own.amin(0)}
+    if case == TWO:
+        halves = metrics.apart(pictures, scenes.masks)
+        ious = torch.stack(
+            [metrics.object_iou(*one) for one in zip(halves, scenes.masks, strict=True)]
+        )
+        found = list(zip(*(metrics.object_colour(half) for half in halves), strict=True))
+        pairs = list(zip(found, scenes.colours, strict=True))
+        columns |= {
+            "iou": ious.mean(0),
+            "worse": ious.amin(0),
+            "colour": torch.tensor([float(seen == meant) for seen, meant in pairs]),
+            "swapped": torch.tensor([float(a == d or b == c) for (a, b), (c, d) in pairs]),
+        }
+    else:
+        columns["front"] = in_front(pictures, scenes)
+    columns |= {
         "regions": metrics.region_accuracy(pictures, scenes),
         "mse": metrics.outside_mse(pictures, scenes),
         "rim": metrics.rim_mse(pictures, scenes),

@@ -12,7 +12,7 @@ from benchmarks.timing import machine
 from . import paper
 from .chart import Panel, chart
 from .methods import CEILINGS, CHANNEL, FULL, LAYERS, SUM, Ablation, Method
-from .pairs import COMPLEMENTARY, CONFLICT, TWO, Source
+from .pairs import COMPLEMENTARY, CONFLICT, OVERLAPPING, SEVERAL, TWO, Source
 from .runner import Sampling
 from .stats import Estimate, difference, estimate
 from .store import Store
@@ -35,6 +35,9 @@ class Measure:
 MEASURES = {
     "iou": Measure("object IoU"),
     "worse": Measure("the worse object's IoU"),
+    "own": Measure("IoU, own colour"),
+    "own worse": Measure("the worse one's, own colour"),
+    "front": Measure("right one in front"),
     "swapped": Measure("colours swapped", False),
     "regions": Measure("regions right outside"),
     "mse": Measure("MSE outside", False, 4),
@@ -55,14 +58,18 @@ SHOWN = {
     COMPLEMENTARY: (
         *("iou", "regions", "mse", "seg", "depth", "caption", "clip", "ssim", "natural", "niqe"),
     ),
-    TWO: ("iou", "worse", "colour", "swapped", "regions", "mse", "rim", "ssim"),
+    TWO: (
+        *("own", "own worse", "iou", "worse", "colour", "swapped", "regions", "mse", "rim", "ssim"),
+    ),
+    OVERLAPPING: ("own", "own worse", "front", "regions", "mse", "rim", "ssim"),
 }
-ABLATED = ("iou", "regions", "rim", "mask")
+ABLATED = ("iou", "own", "own worse", "regions", "rim", "mask")
 ORDER = ("sum", "max", "pix", "pix+channel", "full")
 CHARTED = {
     CONFLICT: ("iou", "regions", "mse"),
     COMPLEMENTARY: ("iou", "regions", "ssim"),
-    TWO: ("worse", "colour", "regions"),
+    TWO: ("own", "own worse", "regions"),
+    OVERLAPPING: ("own", "own worse", "front"),
 }
 
 
@@ -291,18 +298,21 @@ def _ablation_table(results: Results, ablation: Ablation, case: str) -> list[str
         return []
     base = _base(methods)
     measures = results.measures(case, methods, ABLATED)
+    first = measures[0] if measures else "iou"
     name = next(value for value, method in rows if method == base)
     lines = [
         "",
         f"### {ablation.title}: {_named(case)}, {len(pairs)}",
         "",
-        "| | " + " | ".join(MEASURES[m].title for m in measures) + f" | IoU less that of {name} |",
+        "| | "
+        + " | ".join(MEASURES[m].title for m in measures)
+        + f" | {MEASURES[first].title.removeprefix('object ')} less that of {name} |",
         "|---" * (len(measures) + 2) + "|",
     ]
     for value, method in rows:
         cells = [_cell(results.of(case, method, m, pairs)[1], m, interval=False) for m in measures]
-        own, other = (results.of(case, m, "iou", pairs)[0] for m in (method, base))
-        cells.append("" if method == base else _difference(difference(own, other), "iou"))
+        own, other = (results.of(case, m, first, pairs)[0] for m in (method, base))
+        cells.append("" if method == base else _difference(difference(own, other), first))
         lines.append(f"| {value} | " + " | ".join(cells) + " |")
     return lines
 
@@ -341,4 +351,4 @@ def _difference(found: Estimate | None, measure: str) -> str:
 
 
 def _named(case: str) -> str:
-    return case.capitalize() if case == TWO else f"{case.capitalize()} pairs"
+    return case.capitalize() if case in SEVERAL else f"{case.capitalize()} pairs"

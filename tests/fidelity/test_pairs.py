@@ -10,7 +10,17 @@ import torch
 from PIL import Image
 
 from benchmarks.fidelity.folder import FolderPairs, PairsError, read_pairs
-from benchmarks.fidelity.pairs import CHUNK, COMPLEMENTARY, CONFLICT, DrawnPairs, split
+from benchmarks.fidelity.pairs import (
+    CHUNK,
+    COMPLEMENTARY,
+    CONFLICT,
+    HIDDEN_PIXELS,
+    OVERLAPPING,
+    SEVERAL,
+    TWO,
+    DrawnPairs,
+    split,
+)
 
 
 def test_the_first_pairs_do_not_depend_on_how_many_are_asked_for():
@@ -46,6 +56,26 @@ def test_both_cases_share_prompt_noise_and_foreground():
     assert torch.equal(a.conditions[0], b.conditions[0])
     differ = (a.conditions[1] != b.conditions[1]).any(1)
     assert torch.equal(differ, a.object_mask)
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_pairs_of_two_objects_have_a_word_an_outline_and_a_net_for_each(case):
+    source = DrawnPairs()
+    plans = source.plans(case, 12, 24)
+    assert sorted(n for plan in plans for n in plan.numbers) == list(range(12))
+    for plan in plans:
+        batch = source.load(plan)
+        assert batch.nets == (0, 0, 1)
+        assert len(batch.conditions) == 3
+        assert [(batch.plan.word, *batch.more_words)] * len(batch.prompts) == batch.details.shapes
+        if case == OVERLAPPING:
+            assert batch.details.hidden.flatten(1).sum(1).min() >= HIDDEN_PIXELS
+        for row in source.score(batch, batch.details.picture):
+            assert row["own worse"] > 0.75
+            assert row.get("front", 1) > 0.75
+            assert ("iou" in row) == (case == TWO)
+        swapped = batch.details.picture.flip(1)  # red is blue and the other way round
+        assert any(row["own worse"] < 0.5 for row in source.score(batch, swapped))
 
 
 def test_parts_are_of_nearly_equal_length():

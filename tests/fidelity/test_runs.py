@@ -20,7 +20,16 @@ from benchmarks.fidelity.methods import (
     ablations,
     scaled_step,
 )
-from benchmarks.fidelity.pairs import CHUNK, COMPLEMENTARY, CONFLICT, TWO, DrawnPairs, Plan
+from benchmarks.fidelity.pairs import (
+    CHUNK,
+    COMPLEMENTARY,
+    CONFLICT,
+    OVERLAPPING,
+    SEVERAL,
+    TWO,
+    DrawnPairs,
+    Plan,
+)
 from benchmarks.fidelity.runner import Job, is_done, jobs
 from benchmarks.fidelity.store import Store, StoreError
 
@@ -79,8 +88,8 @@ def test_a_run_makes_every_row_and_a_second_one_nothing(worker, tmp_path, monkey
     wanted = {(j.plan.case, k, p) for j in everything for k in j.keys for p in j.plan.ids}
     assert set(store.rows) == wanted
     for (case, _, _), row in store.rows.items():
-        assert 0 <= row["iou"] <= 1
-        assert ("worse" if case == TWO else "natural") in row
+        assert 0 <= row["own" if case in SEVERAL else "iou"] <= 1
+        assert {TWO: "worse", OVERLAPPING: "front"}.get(case, "natural") in row
     assert not [job for job in everything if not is_done(job, Store(tmp_path, {}))]
 
     text = report.markdown(store, worker.source, MAIN, variants, QUICK)
