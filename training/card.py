@@ -31,26 +31,42 @@ def parts_table(folder: Path) -> str:
     return "\n".join(rows)
 
 
-def stages_table(run: Path) -> tuple[str, float]:
-    """Every stage with its length and losses, and the seconds of all."""
-    rows = ["| stage | steps | batch | rate | seconds | loss: first 50 | middle | last 50 |"]
-    rows += ["|---" * 8 + "|"]
-    total = 0.0
-    for stage, schedule in SCHEDULES.items():
-        report = json.loads((run / f"{stage}.json").read_text("utf-8"))
-        seconds = report["seconds"]
+def stages_table(run: Path, before: str = "") -> tuple[str, float]:
+    """Every stage of a run with its length and losses, and the seconds of all.
+
+    Those of the model that it went on from come first, as the card `before` has them.
+    """
+    lines = ["| stage | steps | batch | rate | seconds | loss: first 50 | middle | last 50 |"]
+    lines += ["|---" * 8 + "|"]
+    rows = [line for line in before.splitlines() if _is_stage(line)]
+    names = [row.split("|")[1].strip() for row in rows]
+    total = sum(float(row.split("|")[5]) for row in rows)
+    for stage in SCHEDULES:
+        path = run / f"{stage}.json"
+        if before and not path.exists():
+            continue
+        report = json.loads(path.read_text("utf-8"))
+        seconds, loss = report["seconds"], report["loss"]
         total += seconds
-        loss = report["loss"]
         rows.append(
-            f"| {stage} | {report['steps']} | {report['batch']} | {schedule.rate:g} | "
-            f"{seconds:.0f} | {loss[0]:.4f} | {loss[len(loss) // 2]:.4f} | {loss[-1]:.4f} |"
+            f"| {stage}{', gone on' if stage in names else ''} | {report['steps']} | "
+            f"{report['batch']} | {report['rate']:g} | {seconds:.0f} | {loss[0]:.4f} | "
+            f"{loss[len(loss) // 2]:.4f} | {loss[-1]:.4f} |"
         )
-    return "\n".join(rows), total
+    return "\n".join([*lines, *rows]), total
 
 
-def card(run: Path, gates: dict[str, Any], folder: Path, notes: dict[str, str]) -> str:
-    """The whole text."""
-    stages, seconds = stages_table(run)
+def _is_stage(line: str) -> bool:
+    """Whether a line of a card is a row of its table of stages."""
+    cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+    return len(cells) == 8 and cells[0].split(",")[0] in SCHEDULES
+
+
+def card(
+    run: Path, gates: dict[str, Any], folder: Path, notes: dict[str, str], before: str = ""
+) -> str:
+    """The whole text; `before` is the card of the model that the run went on from."""
+    stages, seconds = stages_table(run, before)
     how = gates["how"]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     failed = gates["failed"]
@@ -78,11 +94,13 @@ def main() -> None:
         "--gates", type=Path, required=True, help="what training.gates --json wrote"
     )
     parser.add_argument("--notes", type=Path, required=True, help="JSON: machine, limits")
+    parser.add_argument("--before", type=Path, help="card of the model that the run went on from")
     parser.add_argument("--to", type=Path, default=Path("models/demo/README.md"))
     arguments = parser.parse_args()
     gates = json.loads(arguments.gates.read_text("utf-8"))
     notes = json.loads(arguments.notes.read_text("utf-8"))
-    text = card(arguments.run, gates, arguments.to.parent, notes)
+    before = arguments.before.read_text("utf-8") if arguments.before else ""
+    text = card(arguments.run, gates, arguments.to.parent, notes, before)
     arguments.to.write_text(text, "utf-8")
 
 

@@ -17,7 +17,7 @@ from demo.command_line import (
     whole,
 )
 from training.loop import wait
-from training.stages import STAGES, Options, Workshop
+from training.stages import PARTS, STAGES, Options, Workshop
 
 SEED_LIMIT = 2**32 - 1  # of the first scenes; the processes' lie above it
 
@@ -61,12 +61,32 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="leave the ControlNets' self-attention as the base model's",
     )
+    parser.add_argument(
+        "--grounded",
+        action="store_true",
+        help="teach words to look at their own objects, so that two do not mix (one stage more)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="DIR",
+        help="go on from this model's parts instead of from scratch; name the stages",
+    )
+    parser.add_argument("--batch", type=whole(1, 2**16), help="instead of every stage's")
+    parser.add_argument("--rate", type=number(0, 1), help="instead of every stage's")
     arguments = parser.parse_args(argv)
     for stage in arguments.stages:
         if stage not in STAGES:
             parser.error(f"stage: {stage!r} is not one of {', '.join(STAGES)}")
     if arguments.pool % (arguments.chunk * arguments.processes):
         parser.error(f"--pool: {arguments.pool} is no multiple of every process's --chunk")
+    if arguments.start is not None:
+        missing = [part for part in PARTS if not (arguments.start / part).is_dir()]
+        if missing:
+            parser.error(f"--from: {arguments.start} has no {', '.join(missing)}")
+        if not arguments.stages or not {"vae", "base"}.isdisjoint(arguments.stages):
+            parser.error("--from: name the stages; vae and base are made from scratch")
     try:
         prepare_folder("--out", arguments.out)
     except OutputError as error:
@@ -94,11 +114,16 @@ def work(index: int, arguments: argparse.Namespace) -> None:
         chunk=arguments.chunk,
         reuse=arguments.reuse,
         frozen_attention=arguments.frozen_attention,
+        grounded=arguments.grounded or "grounding" in arguments.stages,
+        start=arguments.start,
+        batch=arguments.batch,
+        rate=arguments.rate,
     )
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     workshop = Workshop(arguments.out, options)
-    for stage in arguments.stages or STAGES:
+    usual = [stage for stage in STAGES if options.grounded or stage != "grounding"]
+    for stage in arguments.stages or usual:
         workshop.run(stage)
         wait()
 

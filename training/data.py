@@ -19,7 +19,7 @@ from demo.drawing import (
     region_indices,
     uniform,
 )
-from demo.scenes import paint_over, place_one, place_two
+from demo.scenes import chosen, paint_over, place_one, place_over, place_two
 from demo.world import COLOURS, MAP_COLOURS, REGION_NAMES, SHAPES, SIZE
 from training.captions import LENGTH, CaptionTokens
 
@@ -38,11 +38,14 @@ class Mix:
     Attributes:
         object_free: have no object.
         two: of the rest, have two.
-        stranger: of the object-free, have a caption that names an object all the same.
+        overlapping: of these, have one in front of the other; the caption does not tell which.
+        stranger: of the object-free, have a caption that names objects all the same, two of them
+            as often as it does where they are there.
     """
 
     object_free: float = OBJECT_FREE
     two: float = TWO_OBJECTS
+    overlapping: float = 0.0
     stranger: float = 0.0
 
 
@@ -53,42 +56,47 @@ def draw_batch(
 
     Returns:
         `picture` [B, 3, 64, 64] in [0, 1]; `first` and `second` uint8 [B, 64, 64], the outlines
-        of the objects, black without; `regions` uint8 [B, 64, 64], indices into `MAP_COLOURS`,
-        the objects being the last; with `captions`, `tokens` long [B, 77].
+        of the objects, black without; `objects` uint8 [B, 64, 64], whose a pixel is, 1 or 2, 0 the
+        landscape's; `regions` uint8 [B, 64, 64], indices into `MAP_COLOURS`, the objects being the
+        last; with `captions`, `tokens` long [B, 77] and `nouns` and `shapes` long [B, 2], of
+        what is drawn.
     """
     land = draw_land(draw_layouts(count, generator), generator)
     kinds = [integers(generator, len(k), count) for k in (SHAPES, COLOURS)]
-    one, pair = place_one(kinds[0], kinds[1], generator), place_two(count, generator)
+    one = place_one(kinds[0], kinds[1], generator)
+    side_by_side, over = place_two(count, generator), place_over(count, generator)
     has_object = uniform(generator, 0, 1, count) >= mix.object_free
-    two = has_object & (uniform(generator, 0, 1, count) < mix.two)
-    drawn = [
-        type(one)(
-            **{
-                name: torch.where(_as(two, value), getattr(pair[0], name), value)
-                for name, value in vars(one).items()
-            }
-        ),
-        pair[1],
-    ]
+    paired = uniform(generator, 0, 1, count) < mix.two
+    overlaps = paired & (uniform(generator, 0, 1, count) < mix.overlapping)
+    two = has_object & paired
+    drawn = [chosen(overlaps, a, b) for a, b in zip(over, side_by_side, strict=True)]
+    drawn[0] = chosen(paired, drawn[0], one)
     regions = region_indices(land)
     picture, index, lines = paint_land(land, regions), regions, []
-    for things, there in zip(drawn, (has_object, two), strict=True):
+    objects = torch.zeros_like(regions)
+    for number, (things, there) in enumerate(zip(drawn, (has_object, two), strict=True), 1):
         distance = object_distance(things.shapes, things.radius, things.centre, things.turn)
         covered = coverage(distance) * there[:, None, None]
         picture = paint_over(picture, things, distance, covered)
         index = torch.where(covered > 0.5, len(REGION_NAMES), index)
+        objects = torch.where(covered > 0.5, number, objects)
         lines.append((edge(distance) * there[:, None, None] * 255).round().byte())
     batch = {
         "picture": picture.clamp(0, 1),
         "first": lines[0],
         "second": lines[1],
+        "objects": objects.byte(),
         "regions": index.byte(),
     }
     if captions is not None:
         stranger = uniform(generator, 0, 1, count) < mix.stranger
-        named = torch.stack([has_object | stranger, two])
+        named = torch.stack([has_object | stranger, (has_object | stranger) & paired])
         dice = uniform(generator, 0, 1, count, 3)
-        batch["tokens"] = captions.write((drawn[0], drawn[1]), named, land.layout, dice)
+        turned = overlaps & (uniform(generator, 0, 1, count) < 0.5)
+        told = chosen(turned, drawn[1], drawn[0]), chosen(turned, drawn[0], drawn[1])
+        batch["tokens"] = captions.write(told, named, land.layout, dice)
+        batch["shapes"] = torch.stack([things.shapes for things in drawn], 1)
+        batch["nouns"] = torch.cat([captions.shapes[things.shapes] for things in drawn], 1)
     return batch
 
 
@@ -205,7 +213,3 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(
         captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
-
-
-def _as(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (like.ndim - 1))

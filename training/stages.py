@@ -1,15 +1,16 @@
-"""Four stages: the autoencoder, the base model, and a ControlNet for each condition."""
+"""Stages: the autoencoder, the base model, its grounding, and a ControlNet for each condition."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -22,6 +23,7 @@ from training.data import (
     regions_condition,
     tokenize,
 )
+from training.grounding import CrossAttentionMaps, grounding_loss, word_places
 from training.loop import Schedule, rank, train, wait, world
 from training.models import (
     NOISE_SCHEDULE,
@@ -34,18 +36,33 @@ from training.models import (
     layout_for,
     noise_levels,
 )
+from training.recognition import ShapeHeads
 
 SCHEDULES = {
     "vae": Schedule(steps=2400, batch=64, rate=2e-3),
     "base": Schedule(steps=8800, batch=128, rate=1.5e-3, warmup=300, ema=0.999),
+    "grounding": Schedule(steps=1200, batch=32, rate=2e-4, warmup=50, ema=0.99),
     "outline": Schedule(steps=1600, batch=128, rate=6e-4, warmup=200),
     "regions": Schedule(steps=1600, batch=128, rate=6e-4, warmup=200),
 }
 STAGES = tuple(SCHEDULES)
+PARTS = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")  # what ControlNets begin with
 CAPTION_DROPOUT = 0.10
 # The region map is to be obeyed against the caption too: some captions name an object where
 # neither map nor picture has one.
 MIXES = {"regions": Mix(object_free=0.20, stranger=0.40)}
+# With `Options.grounded`: more scenes of two objects.
+GROUNDED_MIXES = {
+    "grounding": Mix(two=0.60, overlapping=0.40),
+    "outline": Mix(two=0.80, overlapping=0.40),
+    "regions": Mix(object_free=0.20, two=0.50, overlapping=0.40, stranger=0.40),
+}
+# And weights of the further losses beside the denoising loss, which is about 0.02; and of the times
+# how many are of the noisiest third: there an outline alone says which word is where, and there
+# colours settle.
+GROUNDING = {"grounding": 0.02, "outline": 0.10, "regions": 0.02}
+RECOGNITION = 0.05
+NOISIEST = {"outline": 0.60}
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,11 @@ class Options:
         chunk: how many of them are drawn at a time.
         reuse: how often a scene is used on average before it is replaced.
         frozen_attention: leave the ControlNets' self-attention as the base model's.
+        grounded: words are taught to look at their own objects, and outlines are recognised, so
+            that two objects do not mix; the bundled model was made without.
+        start: a model's folder, whose parts are gone on from.
+        batch: instead of every stage's.
+        rate: instead of every stage's.
     """
 
     device: str = "cpu"
@@ -73,6 +95,10 @@ class Options:
     chunk: int = 64
     reuse: int = 8
     frozen_attention: bool = False
+    grounded: bool = False
+    start: Path | None = None
+    batch: int | None = None
+    rate: float | None = None
 
 
 class Workshop:
@@ -80,20 +106,32 @@ class Workshop:
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.folder, self.options, self.device = folder, options, options.device
+        self._shown = torch.empty(0)  # what a ControlNet was given last
         folder.mkdir(parents=True, exist_ok=True)
+        for part in PARTS:
+            if options.start is not None and rank() == 0 and not (folder / part).exists():
+                shutil.copytree(options.start / part, folder / part)
+        wait()
 
     def run(self, stage: str) -> None:
         """Run one stage of `STAGES`; what it needs must be finished."""
         torch.manual_seed(self.options.seed + STAGES.index(stage))
         planned = SCHEDULES[stage]
         steps = max(1, round(planned.steps * self.options.scale))
-        schedule = replace(planned, steps=steps, seconds=(self.options.seconds or {}).get(stage))
+        schedule = replace(
+            planned,
+            steps=steps,
+            batch=self.options.batch or planned.batch,
+            rate=self.options.rate or planned.rate,
+            seconds=(self.options.seconds or {}).get(stage),
+        )
         history = getattr(self, f"_{stage}")(schedule)
         if rank() == 0:
             saved = torch.load(self.folder / f"{stage}.pt", weights_only=True, mmap=True)
             report = {
                 "steps": schedule.steps,
                 "batch": schedule.batch,
+                "rate": schedule.rate,
                 "seconds": saved["seconds"],
                 "loss": history,
             }
@@ -145,12 +183,31 @@ class Workshop:
         encoder = build_text_encoder(tokenizer).to(self.device)
         unet = for_training(build_unet(), self.device)
         pool = self._pool(tokenizer, Mix())
-        loss_of = self._denoising(pool, tokenizer, encoder, lambda batch, *a: unet(*a).sample)
+        loss_of = self._denoising(
+            "base", pool, tokenizer, encoder, lambda batch, *a: unet(*a).sample
+        )
         between = self._renewing(pool, schedule.batch)
         history = train("base", [unet, encoder], loss_of, schedule, self.folder, between)
         self._keep(unet, "unet")
         self._keep(encoder, "text_encoder")
         self._keep(DDIMScheduler(**NOISE_SCHEDULE), "scheduler")
+        return history
+
+    def _grounding(self, schedule: Schedule) -> list[float]:
+        """The base model learns on, and its words to look at their own objects."""
+        tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        encoder = self._finished(CLIPTextModel, "text_encoder").train().requires_grad_(True)
+        unet = for_training(self._finished(UNet2DConditionModel, "unet"), self.device)
+        unet.train().requires_grad_(True)
+        pool = self._pool(tokenizer, GROUNDED_MIXES["grounding"])
+        maps = CrossAttentionMaps(unet)
+        loss_of = self._denoising(
+            "grounding", pool, tokenizer, encoder, lambda batch, *a: unet(*a).sample, maps
+        )
+        between = self._renewing(pool, schedule.batch)
+        history = train("grounding", [unet, encoder], loss_of, schedule, self.folder, between)
+        self._keep(unet, "unet")
+        self._keep(encoder, "text_encoder")
         return history
 
     def _outline(self, schedule: Schedule) -> list[float]:
@@ -166,7 +223,12 @@ class Workshop:
         tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
         encoder = self._finished(CLIPTextModel, "text_encoder")
         unet = for_training(self._finished(UNet2DConditionModel, "unet"), self.device)
-        controlnet = for_training(build_controlnet(unet).train(), self.device)
+        if self.options.start is None:
+            controlnet = build_controlnet(unet)
+        else:
+            started = self.options.start / f"controlnet-{name}"
+            controlnet = ControlNetModel.from_pretrained(started, local_files_only=True)
+        controlnet = for_training(controlnet.float().train(), self.device)
         controlnet.requires_grad_(True)
         if self.options.frozen_attention:
             for path, module in controlnet.named_modules():
@@ -174,7 +236,8 @@ class Workshop:
                     module.requires_grad_(False)
 
         def predict(batch: dict[str, Tensor], noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
-            down, mid = controlnet(noisy, t, text, condition_of(batch), return_dict=False)
+            self._shown = condition_of(batch)
+            down, mid = controlnet(noisy, t, text, self._shown, return_dict=False)
             return unet(
                 noisy,
                 t,
@@ -183,10 +246,19 @@ class Workshop:
                 mid_block_additional_residual=mid,
             ).sample
 
-        pool = self._pool(tokenizer, MIXES.get(name, Mix()))
-        loss_of = self._denoising(pool, tokenizer, encoder, predict)
+        mixes = GROUNDED_MIXES if self.options.grounded else MIXES
+        pool = self._pool(tokenizer, mixes.get(name, Mix()))
+        maps, heads = None, None
+        if self.options.grounded and name == "outline":
+            # An outline says which of the words it is; a landscape's map knows none of them.
+            maps, heads = CrossAttentionMaps(unet, controlnet), ShapeHeads(controlnet)
+            heads.to(self.device)
+        elif self.options.grounded:
+            maps = CrossAttentionMaps(unet)
+        loss_of = self._denoising(name, pool, tokenizer, encoder, predict, maps, heads)
         between = self._renewing(pool, schedule.batch)
-        history = train(name, [controlnet], loss_of, schedule, self.folder, between)
+        learning = [controlnet] if heads is None else [controlnet, heads]
+        history = train(name, learning, loss_of, schedule, self.folder, between)
         self._keep(controlnet, f"controlnet-{name}")
         return history
 
@@ -196,7 +268,7 @@ class Workshop:
 
     def _finished(self, kind: type, name: str) -> nn.Module:
         model = kind.from_pretrained(self.folder / name, local_files_only=True)
-        return model.to(self.device).eval().requires_grad_(False)
+        return model.float().to(self.device).eval().requires_grad_(False)
 
     def _pool(self, tokenizer: CLIPTokenizer, mix: Mix) -> ScenePool:
         vae = self._finished(AutoencoderKL, "vae")
@@ -206,22 +278,37 @@ class Workshop:
 
     def _denoising(
         self,
+        stage: str,
         pool: ScenePool,
         tokenizer: CLIPTokenizer,
         encoder: CLIPTextModel,
         predict: Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], Tensor],
+        grounded: CrossAttentionMaps | None = None,
+        heads: ShapeHeads | None = None,
     ) -> Callable[[int], Tensor]:
-        """The v-prediction loss with min-SNR-5 weights (Hang et al., 2023)."""
+        """The v-prediction loss with min-SNR-5 weights (Hang et al., 2023).
+
+        Args:
+            stage: whose weights of the losses and times they are.
+            pool: the scenes.
+            tokenizer: for the empty caption.
+            encoder: of captions.
+            predict: v of scenes, noisy latents, times and encoded captions.
+            grounded: maps to ground. Where no outline says where objects are, pure noise does not
+                either: there that loss fades with the signal in the noisy latents.
+        """
         alphas = noise_levels().to(self.device)
         nothing = tokenize(tokenizer, [""]).to(self.device)
         layout = layout_for(self.device)
+        noisiest = NOISIEST.get(stage, 0.0) if grounded is not None else 0.0
 
         def loss_of(count: int) -> Tensor:
             batch = pool.batch(count)
             clean = batch["latent"]
             dropped = torch.rand(count, 1, device=self.device) < CAPTION_DROPOUT
             tokens = torch.where(dropped, nothing, batch["tokens"])
-            t = torch.randint(1000, (count,), device=self.device)
+            first = 667 * (torch.rand(count, device=self.device) < noisiest)
+            t = first + (torch.rand(count, device=self.device) * (1000 - first)).long()
             noise = torch.randn_like(clean)
             signal = alphas[t].sqrt().view(-1, 1, 1, 1)
             spread = (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
@@ -232,6 +319,16 @@ class Workshop:
             error = F.mse_loss(velocity, signal * noise - spread * clean, reduction="none")
             snr = alphas[t] / (1 - alphas[t])
             weight = snr.clamp(max=5) / (snr + 1)
-            return (weight * error.mean(dim=(1, 2, 3))).mean()
+            losses = weight * error.mean(dim=(1, 2, 3))
+            if grounded is not None:
+                masks = torch.stack([batch["objects"] == n for n in (1, 2)], 1).float()
+                places = word_places(tokens, batch["nouns"])
+                words = 1 if noisiest else 2
+                beside = grounding_loss(grounded.take(), places, masks, words)
+                fading = 1.0 if noisiest else alphas[t].sqrt()
+                losses = losses + GROUNDING[stage] * fading * beside
+            if heads is not None:
+                losses = losses + RECOGNITION * heads.loss(batch, self._shown)
+            return losses.mean()
 
         return loss_of
