@@ -186,7 +186,7 @@ def _two(
     count = len(land.layout)
     regions = region_indices(land)
     picture = paint_land(land, regions)
-    covers = []
+    covers: list[tuple[Tensor, Tensor]] = []
     for things in reversed(pair):
         distance = object_distance(things.shapes, things.radius, things.centre, things.turn)
         covers.insert(0, (edge(distance), coverage(distance)))

@@ -327,25 +327,35 @@ class _Heard(dict[int, Tensor]):
         self[place] = decision
 
 
-def _taken(front: Front, like: Tensor) -> Tensor:
-    """How much of each pixel is in somebody's place: [B or 1, 1, H, W]."""
-    return front.masks((like.shape[-2], like.shape[-1]), like.device).to(wide(like.dtype)).sum(0)
+class _Taken(NamedTuple):
+    """How much of each pixel is in nobody's place; where all is, and none: [B or 1, 1, H, W]."""
+
+    left: Tensor
+    nowhere: Tensor
+    everywhere: Tensor
+
+    @classmethod
+    def of(cls, front: Front, like: Tensor) -> _Taken:
+        """At the size of a residual."""
+        masks = front.masks((like.shape[-2], like.shape[-1]), like.device)
+        left = 1 - masks.to(wide(like.dtype)).sum(0)
+        return cls(left, left >= 1, left <= 0)
 
 
 @torch.no_grad()
-def _over(taken: Tensor, composed: Tensor, rest: Tensor, added: Tensor) -> Tensor:
+def _over(taken: _Taken, composed: Tensor, rest: Tensor, added: Tensor) -> Tensor:
     """Layers where there are places, and `rest` where there are none."""
-    left = 1 - taken
-    mixed = (composed + left * (rest - added)).to(rest.dtype)
-    mixed = torch.where(torch.isfinite(mixed), mixed, rest)  # the sum spreads what is not
-    return torch.where(taken <= 0, rest, torch.where(taken >= 1, composed, mixed))
+    mixed = (composed + taken.left * (rest - added)).to(rest.dtype)
+    finite = mixed.abs() < math.inf  # the sum spreads what is not
+    mixed = torch.where(taken.everywhere, composed, mixed)
+    return torch.where(taken.nowhere | ~(finite | taken.everywhere), rest, mixed)
 
 
-def _chosen(taken: Tensor, inside: Tensor, others: Tensor) -> Tensor:
+def _chosen(taken: _Taken, inside: Tensor, others: Tensor) -> Tensor:
     """Who won, inside the places or outside; where channels decide there, inside alone."""
     if others.ndim != inside.ndim:
         return inside
-    return torch.where((inside == AVERAGED) & (taken[:, 0] <= 0.5), others, inside)
+    return torch.where((inside == AVERAGED) & (taken.left[:, 0] >= 0.5), others, inside)
 
 
 def _with_front(front: Front | None, units: int) -> _Rule:
@@ -402,9 +412,12 @@ def fuse_residuals(
         inside, others = _Heard(), _Heard()
         composed = _fuse(rule, layers, delta, decided and inside)
         rest = fuse_residuals(residuals_by_unit, outside, delta, decided and others)
-        fused = []
+        fused, shares = [], dict[torch.Size, _Taken]()
         for index, layer in enumerate(layers):
-            taken = _taken(front, composed[index])
+            size = layer[0].shape[-2:]
+            if size not in shares:
+                shares[size] = _Taken.of(front, layer[0])
+            taken = shares[size]
             fused.append(_over(taken, composed[index], rest[index], sum_fusion(layer)))
             if decided is not None:
                 decided(index, _chosen(taken, inside[index], others[index]))
