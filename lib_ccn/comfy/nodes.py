@@ -158,18 +158,19 @@ class ApplyCrossControlNet(io.ComfyNode):
                     advanced=True,
                     optional=True,
                 ),
+                io.Boolean.Input(
+                    "record",
+                    default=True,
+                    tooltip="Keep what Cross-ControlNet report shows: mask, and who won where.",
+                    advanced=True,
+                    optional=True,
+                ),
+                # Last: workflows keep widgets by their order.
                 io.Combo.Input(
                     "outside_places",
                     options=list(choices["outside_places"].choices),
                     default=choices["outside_places"].default,
                     tooltip=_help("outside_places"),
-                    advanced=True,
-                    optional=True,
-                ),
-                io.Boolean.Input(
-                    "record",
-                    default=True,
-                    tooltip="Keep what Cross-ControlNet report shows: mask, and who won where.",
                     advanced=True,
                     optional=True,
                 ),

@@ -53,6 +53,31 @@ def test_a_place_that_is_nowhere_is_the_hosts_sum(host, plain):
     assert np.array_equal(plain("two"), done.kept())
 
 
+def test_outside_all_places_the_papers_fusion_can_choose(host):
+    def latents(place, keep, **given):
+        graph = three()
+        mask = graph.out("SolidMask", value=0.0, width=128, height=128)
+        layers = graph.layer(0, mask=mask if place == "nowhere" else graph.mask())
+        return host.run(fused(graph, layers, injection=False, **given).sample(keep).show())
+
+    over = {"outside_places": "pix+channel"}
+    graph = three().fuse(fusion="pix+channel", injection=False)
+    paper = host.run(graph.sample("paper").show()).kept("paper")
+    nowhere = latents("nowhere", "nowhere", **over)
+    assert np.array_equal(nowhere.kept("nowhere"), paper)
+    painted = latents("painted", "painted", **over)
+    assert "layers over pix+channel" in painted.summary
+    for other in (paper, latents("painted", "summed").kept("summed")):
+        assert np.abs(painted.kept("painted") - other).max() > 1e-3
+
+
+def test_widgets_of_saved_workflows_stay_where_they_are(host):
+    """A workflow has its widgets' values by their order: new ones come last."""
+    given = host.call("/object_info/CrossControlNetApply")["CrossControlNetApply"]["input_order"]
+    names = [*given["required"], *given.get("optional", [])]
+    assert names[-3:] == ["foreground_gain", "record", "outside_places"]
+
+
 def test_flux(host):
     graph = FluxGraph().both()
     layers = graph.layer(1, "hill", graph.layer(0, "star"))
