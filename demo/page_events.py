@@ -298,9 +298,9 @@ def winner_note(outcome: Outcome, step: int, layer: int) -> str:
         for place, (unit, name) in enumerate(zip(outcome.order.units, outcome.names, strict=True))
     ]
     layered = settings.fusion == "layers"
-    over = layered and settings.outside_places != "sum"
     rest = "all added up" if layered else "averaged, as they agree"
-    rest = "averaged, or all added up" if over else rest
+    if settings.layers_over_fusion:
+        rest = "averaged, or all added up"
     entries.append((AVERAGED_COLOUR, rest, values == AVERAGED))
     shown = "".join(
         f'<span class="ccn-key"><i style="background: rgb{colour}"></i>'

@@ -55,7 +55,8 @@ def own_ious(picture: Tensor, scenes: TwoObjects) -> Tensor:
 
     Shape, place and colour in one: objects that swap their colours have nothing in common with it.
     """
-    return torch.stack([mask_iou(_coloured(picture, scenes, n), scenes.masks[n]) for n in range(2)])
+    own = zip(_own_colours(picture, scenes), scenes.masks, strict=True)
+    return torch.stack([mask_iou(found, mask) for found, mask in own])
 
 
 def in_front(picture: Tensor, scenes: TwoObjects) -> Tensor:
@@ -64,7 +65,7 @@ def in_front(picture: Tensor, scenes: TwoObjects) -> Tensor:
     1 where nothing is hidden.
     """
     hidden = scenes.hidden.to(picture.device).flatten(1)
-    seen = (_coloured(picture, scenes, 0).flatten(1) & hidden).sum(1)
+    seen = (_own_colours(picture, scenes)[0].flatten(1) & hidden).sum(1)
     count = hidden.sum(1)
     return torch.where(count > 0, seen / count.clamp_min(1), 1.0)
 
@@ -76,8 +77,7 @@ def colours_kept(picture: Tensor, scenes: TwoObjects) -> Tensor:
     """
     fits = []
     there = torch.ones(len(picture), dtype=torch.bool, device=picture.device)
-    for number in range(2):
-        mask = _coloured(picture, scenes, number)
+    for mask in _own_colours(picture, scenes):
         there &= mask.flatten(1).sum(1) >= COLOUR_PIXELS
         fits.append(shape_fits(mask))
     one, two = (
@@ -91,10 +91,11 @@ def colours_kept(picture: Tensor, scenes: TwoObjects) -> Tensor:
     return there & (sum_of(one, two) > sum_of(two, one))
 
 
-def _coloured(picture: Tensor, scenes: TwoObjects, number: int) -> Tensor:
-    """Where the picture has the colour of each scene's first (0) or second (1) object."""
-    wanted = torch.tensor([list(COLOURS).index(pair[number]) for pair in scenes.colours])
-    return colour_labels(picture) == wanted.to(picture.device)[:, None, None]
+def _own_colours(picture: Tensor, scenes: TwoObjects) -> Tensor:
+    """Where the picture has the colour of each scene's first and second object: [2, B, H, W]."""
+    names = list(COLOURS)
+    wanted = torch.tensor([[names.index(colour) for colour in pair] for pair in scenes.colours])
+    return colour_labels(picture) == wanted.T.to(picture.device)[:, :, None, None]
 
 
 def _framed(mask: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ as a region of its own or, for a *conflict*, of a landscape that knows no object
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,8 +89,8 @@ class Scenes:
 class TwoObjects:
     """A batch of B scenes of two objects unlike in shape and colour.
 
-    `picture`, `region_map`, `landscape_map`, `regions`,
-    `captions` and `named` are as in `Scenes`; so are `outline` and `object_mask`, of both objects.
+    `picture`, `region_map`, `landscape_map`, `regions`, `captions` and `named` are as in `Scenes`;
+    so are `outline` and `object_mask`, of both objects.
 
     Attributes:
         outlines: [B, 3, 64, 64] of each object alone.
@@ -230,7 +231,7 @@ def place_one(shapes: Tensor, colours: Tensor, generator: torch.Generator) -> Th
 
 def place_two(count: int, generator: torch.Generator) -> tuple[Things, Things]:
     """Two smaller objects in each of `count` pictures, apart from each other and of other kinds."""
-    shapes, colours = (_two_unlike(len(kinds), count, generator) for kinds in (SHAPES, COLOURS))
+    kinds = [_two_unlike(len(names), count, generator) for names in (SHAPES, COLOURS)]
     radii = uniform(generator, *_TWO_RADII, count, 2)
     # Along one axis: a margin, the one, a gap, the other, a margin; what is over is shared out.
     spare = 2 - 2 * _MARGIN - _TWO_GAP - 2 * radii.sum(1)
@@ -243,23 +244,12 @@ def place_two(count: int, generator: torch.Generator) -> tuple[Things, Things]:
     x, y = torch.where(upright, across, along), torch.where(upright, along, across)
     swapped = (uniform(generator, 0, 1, count) < 0.5)[:, None]
     x, y, radii = (torch.where(swapped, value.flip(1), value) for value in (x, y, radii))
-    things = [
-        Things(
-            shapes[i],
-            colours[i],
-            radii[:, i],
-            torch.stack([x[:, i], y[:, i]], 1),
-            draw_turns(shapes[i], generator),
-            draw_lights(count, generator),
-        )
-        for i in range(2)
-    ]
-    return things[0], things[1]
+    return _unlike_pair(radii.unbind(1), torch.stack([x, y], 2).unbind(1), generator, kinds)
 
 
 def place_over(count: int, generator: torch.Generator) -> tuple[Things, Things]:
     """Two unlike objects in each of `count` pictures; the second hides part of the first."""
-    shapes, colours = (_two_unlike(len(kinds), count, generator) for kinds in (SHAPES, COLOURS))
+    kinds = [_two_unlike(len(names), count, generator) for names in (SHAPES, COLOURS)]
     radii = [uniform(generator, *among, count) for among in (_BACK_RADII, _FRONT_RADII)]
     reach = [(1 - _MARGIN - radius)[:, None] for radius in radii]
     back = uniform(generator, -1, 1, count, 2) * reach[0]
@@ -269,18 +259,23 @@ def place_over(count: int, generator: torch.Generator) -> tuple[Things, Things]:
     # Out of the picture on one side: as far on the other.
     front = torch.where(front.abs() > reach[1], 2 * back - front, front)
     centres = [back, torch.minimum(front.maximum(-reach[1]), reach[1])]
-    things = [
-        Things(
-            shapes[i],
-            colours[i],
-            radii[i],
-            centres[i],
-            draw_turns(shapes[i], generator),
-            draw_lights(count, generator),
-        )
-        for i in range(2)
-    ]
-    return things[0], things[1]
+    return _unlike_pair(radii, centres, generator, kinds)
+
+
+def _unlike_pair(
+    radii: Sequence[Tensor],
+    centres: Sequence[Tensor],
+    generator: torch.Generator,
+    kinds: Sequence[tuple[Tensor, Tensor]],
+) -> tuple[Things, Things]:
+    """Two objects of the given shapes and colours, radii [B] and centres [B, 2]."""
+
+    def thing(radius: Tensor, centre: Tensor, shapes: Tensor, colours: Tensor) -> Things:
+        turn = draw_turns(shapes, generator)
+        return Things(shapes, colours, radius, centre, turn, draw_lights(len(shapes), generator))
+
+    one, other = (thing(*of) for of in zip(radii, centres, *kinds, strict=True))
+    return one, other
 
 
 def chosen(where: Tensor, one: Things, other: Things) -> Things:

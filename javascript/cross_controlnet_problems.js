@@ -39,6 +39,11 @@
     const isAre = (units) => (units.length > 1 ? "are" : "is");
     const hasHave = (units) => (units.length > 1 ? "have" : "has");
 
+    const STRONGEST = "the stronger wins in each place";
+    // Whether all are added up where no unit in front has its place.
+    const isSummed = ({fusion, outside}) =>
+        (fusion === "layers" ? outside ?? "sum" : fusion) === "sum";
+
     // What it means that these units have no place: on the badge, and in the sentence.
     function lacking({all, numbers}, state) {
         const units = ofNumbers(state, numbers);
@@ -50,8 +55,7 @@
         const units = ofNumbers(state, numbers);
         if (!all) return `u${unitsNamed(units)} ${hasHave(units)} no place`;
         if (state.fusion !== "layers") return "nothing will be injected";
-        const what = (state.outside ?? "sum") === "sum"
-            ? "all are added up" : "the stronger wins in each place";
+        const what = isSummed(state) ? "all are added up" : STRONGEST;
         return state.injects ? `${what} and nothing will be injected` : what;
     }
 
@@ -165,5 +169,5 @@
     const advice = (problem, state) => PROBLEMS[problem.code].advice(problem, state);
 
     ccn.shortName = shortName;
-    ccn.problems = {badge, advice, isAre, named, ofNumbers, unitsNamed};
+    ccn.problems = {STRONGEST, badge, advice, isAre, isSummed, named, ofNumbers, unitsNamed};
 })(globalThis.crossControlNet ??= {});

@@ -5,7 +5,6 @@
     const INJECTION = "Injection: the units behind learn where the object in front is.";
     // What becomes of all units where nobody's place is asked for.
     const RULES = {sum: "added up as ControlNet does it", mean: "averaged"};
-    const STRONGEST = "the stronger wins in each place";
     // What the badge says: {text, warns}; an empty text for no badge.
     function badgeText(state) {
         if (!state.enabled) return {text: "", warns: false};
@@ -14,8 +13,7 @@
         const said = problem && ccn.problems.badge(problem, state);
         if (state.refused) return {text: said, warns: true};
         const layered = fusion === "layers" && !placeless(state);
-        const rule = fusion === "layers" ? state.outside ?? "sum" : fusion;
-        const done = layered ? "layered" : rule === "sum" ? "summed" : "fused";
+        const done = layered ? "layered" : ccn.problems.isSummed(state) ? "summed" : "fused";
         const what = active ? `${active.length} units ${done}` : "on";
         if (said) return {text: `${what}, ${said}`, warns: true};
         return {text: injects && active ? `${what} + injection` : what, warns: false};
@@ -69,9 +67,10 @@
 
     // What being in front means for the fusion, where that is not what all know.
     function whatFusionDoes(state) {
+        const {STRONGEST, isSummed} = ccn.problems;
         if (state.fusion === "layers") {
             if (placeless(state)) return "";
-            const elsewhere = (state.outside ?? "sum") === "sum" ? "" : `; elsewhere ${STRONGEST}`;
+            const elsewhere = isSummed(state) ? "" : `; elsewhere ${STRONGEST}`;
             return ` In its place ${state.fronts.length > 1 ? "each" : "it"} silences those behind that disagree${elsewhere}.`;
         }
         if (state.fronts.length < 2) return "";
@@ -81,7 +80,7 @@
     }
 
     function partsPlayed(state) {
-        const {isAre, named, unitsNamed} = ccn.problems;
+        const {STRONGEST, isAre, named, unitsNamed} = ccn.problems;
         const having = (role) => state.active.filter(({number}) => state.roles.get(number) === role);
         const [behind, fused] = ["behind", "fused"].map(having);
         const apart = state.units.filter((unit) => unit.why)

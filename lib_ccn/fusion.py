@@ -320,13 +320,6 @@ def layers_fusion(
     return _fuse(rule, [residuals], checked_delta(delta), tell)[0]
 
 
-class _Heard(dict[int, Tensor]):
-    """Decisions by the place of their residual."""
-
-    def __call__(self, place: int, decision: Tensor) -> None:
-        self[place] = decision
-
-
 class _Taken(NamedTuple):
     """How much of each pixel is in nobody's place; where all is, and none: [B or 1, 1, H, W]."""
 
@@ -335,9 +328,9 @@ class _Taken(NamedTuple):
     everywhere: Tensor
 
     @classmethod
-    def of(cls, front: Front, like: Tensor) -> _Taken:
-        """At the size of a residual."""
-        masks = front.masks((like.shape[-2], like.shape[-1]), like.device)
+    def of(cls, front: Front, size: torch.Size, like: Tensor) -> _Taken:
+        """At a size [H, W], for residuals of this one's dtype and device."""
+        masks = front.masks((size[0], size[1]), like.device)
         left = 1 - masks.to(wide(like.dtype)).sum(0)
         return cls(left, left >= 1, left <= 0)
 
@@ -406,22 +399,20 @@ def fuse_residuals(
         if outside not in OUTSIDE:
             raise ValueError(f"outside is {outside!r}; allowed: {', '.join(OUTSIDE)}")
         rule = _with_front(front, len(lengths))
-        if outside == "sum":
+        if outside == "sum" or front is None:
             return _fuse(rule, layers, delta, decided)
-        assert front is not None
-        inside, others = _Heard(), _Heard()
-        composed = _fuse(rule, layers, delta, decided and inside)
-        rest = fuse_residuals(residuals_by_unit, outside, delta, decided and others)
-        fused, shares = [], dict[torch.Size, _Taken]()
-        for index, layer in enumerate(layers):
-            size = layer[0].shape[-2:]
-            if size not in shares:
-                shares[size] = _Taken.of(front, layer[0])
-            taken = shares[size]
-            fused.append(_over(taken, composed[index], rest[index], sum_fusion(layer)))
-            if decided is not None:
-                decided(index, _chosen(taken, inside[index], others[index]))
-        return fused
+        inside: dict[int, Tensor] = {}
+        others: dict[int, Tensor] = {}
+        composed = _fuse(rule, layers, delta, decided and inside.__setitem__)
+        rest = fuse_residuals(residuals_by_unit, outside, delta, decided and others.__setitem__)
+        sizes = dict.fromkeys(layer[0].shape[-2:] for layer in layers)
+        shares = {size: _Taken.of(front, size, layers[0][0]) for size in sizes}
+        taken = [shares[layer[0].shape[-2:]] for layer in layers]
+        if decided is not None:
+            for index, share in enumerate(taken):
+                decided(index, _chosen(share, inside[index], others[index]))
+        added = map(sum_fusion, layers)
+        return [_over(*one) for one in zip(taken, composed, rest, added, strict=True)]
     down, middle = (layers[:-1], layers[-1:]) if mode == "pix+channel" else (layers, [])
     fused = _fuse(_RULES["pix" if middle else mode], down, delta, decided)
     if middle:

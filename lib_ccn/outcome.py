@@ -122,15 +122,11 @@ class Outcome:
         if not self.fused:
             layered = self.settings.fusion == "layers"
             return f"layers, but {self._without_places()}" if layered else "not fused"
-        how = f"{self.settings.fusion}{self._outside()}, delta {self.settings.delta:g}"
+        over = f" over {self.settings.outside_places}" if self.settings.layers_over_fusion else ""
+        how = f"{self.settings.fusion}{over}, delta {self.settings.delta:g}"
         if self.settings.fusion == "layers" and self.settings.foreground_gain != 1:
             how = f"{how}, gain {self.settings.foreground_gain:g}"
         return how if self.fused == self.calls else f"{how}, in {self.fused} of {self.calls} calls"
-
-    def _outside(self) -> str:
-        """What layers are over, where that is not the sum."""
-        layered = self.settings.fusion == "layers" and self.settings.outside_places != "sum"
-        return f" over {self.settings.outside_places}" if layered else ""
 
     def _without_places(self) -> str:
         """What layers are where nobody has a place."""
@@ -167,7 +163,7 @@ class Outcome:
         found = []
         if self.settings.fusion == "layers" and not self.fused:
             what = "all were added up"
-            if self.settings.outside_places != "sum":
+            if self.settings.layers_over_fusion:
                 what = f"it was {self._without_places()}"
             found.append(f"no unit had its place, so {what}: {self._why_no_place()}")
         elif self.settings.fusion != "sum" and not self.fused:

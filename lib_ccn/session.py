@@ -188,7 +188,7 @@ class Session:
             mode, front = self.settings.fusion, None
             if mode == "layers" and len(fusable) > 1:
                 front = self._front(fusable, residuals)
-                mode = self.settings.outside_places if front is None else mode
+                mode = self.settings.without_places if front is None else mode
             if mode == "sum" or len(fusable) < 2:
                 return summed([residuals[unit] for unit in everyone])
             given = [residuals[unit] for unit in fusable]

@@ -360,6 +360,16 @@ class Settings:
         return self.inject or self.show_mask or self.fusion == "layers"
 
     @property
+    def without_places(self) -> str:
+        """The fusion where no unit in front has its place."""
+        return self.outside_places if self.fusion == "layers" else self.fusion
+
+    @property
+    def layers_over_fusion(self) -> bool:
+        """Whether a unit in front has its place, and units are fused, not added up, elsewhere."""
+        return self.fusion == "layers" and self.outside_places != "sum"
+
+    @property
     def given_words(self) -> tuple[str, ...]:
         """The words that the user named, whose places are to be found; each once."""
         named = (one.word for one in self.layers_in_front if one.mask_source == "word")

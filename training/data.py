@@ -188,6 +188,11 @@ class PicturePool:
         return self.data[torch.randint(self.size, (count,), device=self.device)]
 
 
+def object_masks(batch: dict[str, Tensor]) -> Tensor:
+    """Where each of two objects is seen: float [B, 2, 64, 64]."""
+    return torch.stack([batch["objects"] == number for number in (1, 2)], 1).float()
+
+
 def outline_condition(batch: dict[str, Tensor]) -> Tensor:
     """White on black [B, 3, 64, 64]: every object's outline, or of two objects only one's."""
     dice = torch.rand(len(batch["first"]), 1, 1, device=batch["first"].device)

@@ -15,6 +15,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from demo.world import SHAPES
+from training.data import object_masks
 
 SHOWN = 0.9  # of an outline's pixels are in a condition that shows it
 
@@ -44,11 +45,9 @@ class ShapeHeads(nn.Module):
         """
         features, self.features = self.features, []
         lines = (torch.stack([batch["first"], batch["second"]], 1) > 127).float()
-        seen = (lines * (condition[:, :1] > 0.4)).flatten(2).sum(2) / lines.flatten(2).sum(
-            2
-        ).clamp_min(1)
-        masks = torch.stack([batch["objects"] == n for n in (1, 2)], 1).float()
-        masks = masks * (seen > SHOWN)[:, :, None, None]
+        found = lines * (condition[:, :1] > 0.4)
+        seen = found.sum((2, 3)) / lines.sum((2, 3)).clamp_min(1)
+        masks = object_masks(batch) * (seen > SHOWN)[:, :, None, None]
         total = torch.zeros(len(condition), device=condition.device)
         for head, feature in zip(self.heads, features, strict=True):
             wrong = -F.log_softmax(head(feature.float()), 1)

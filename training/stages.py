@@ -19,6 +19,7 @@ from training.data import (
     PicturePool,
     ScenePool,
     map_palette,
+    object_masks,
     outline_condition,
     regions_condition,
     tokenize,
@@ -106,7 +107,6 @@ class Workshop:
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.folder, self.options, self.device = folder, options, options.device
-        self._shown = torch.empty(0)  # what a ControlNet was given last
         folder.mkdir(parents=True, exist_ok=True)
         for part in PARTS:
             if options.start is not None and rank() == 0 and not (folder / part).exists():
@@ -182,14 +182,7 @@ class Workshop:
         tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
         encoder = build_text_encoder(tokenizer).to(self.device)
         unet = for_training(build_unet(), self.device)
-        pool = self._pool(tokenizer, Mix())
-        loss_of = self._denoising(
-            "base", pool, tokenizer, encoder, lambda batch, *a: unet(*a).sample
-        )
-        between = self._renewing(pool, schedule.batch)
-        history = train("base", [unet, encoder], loss_of, schedule, self.folder, between)
-        self._keep(unet, "unet")
-        self._keep(encoder, "text_encoder")
+        history = self._learned_base("base", schedule, tokenizer, encoder, unet, Mix())
         self._keep(DDIMScheduler(**NOISE_SCHEDULE), "scheduler")
         return history
 
@@ -199,13 +192,26 @@ class Workshop:
         encoder = self._finished(CLIPTextModel, "text_encoder").train().requires_grad_(True)
         unet = for_training(self._finished(UNet2DConditionModel, "unet"), self.device)
         unet.train().requires_grad_(True)
-        pool = self._pool(tokenizer, GROUNDED_MIXES["grounding"])
-        maps = CrossAttentionMaps(unet)
+        mix, maps = GROUNDED_MIXES["grounding"], CrossAttentionMaps(unet)
+        return self._learned_base("grounding", schedule, tokenizer, encoder, unet, mix, maps)
+
+    def _learned_base(
+        self,
+        stage: str,
+        schedule: Schedule,
+        tokenizer: CLIPTokenizer,
+        encoder: CLIPTextModel,
+        unet: UNet2DConditionModel,
+        mix: Mix,
+        maps: CrossAttentionMaps | None = None,
+    ) -> list[float]:
+        """UNet and text encoder learn together, and are kept."""
+        pool = self._pool(tokenizer, mix)
         loss_of = self._denoising(
-            "grounding", pool, tokenizer, encoder, lambda batch, *a: unet(*a).sample, maps
+            stage, pool, tokenizer, encoder, lambda batch, *a: unet(*a).sample, maps
         )
         between = self._renewing(pool, schedule.batch)
-        history = train("grounding", [unet, encoder], loss_of, schedule, self.folder, between)
+        history = train(stage, [unet, encoder], loss_of, schedule, self.folder, between)
         self._keep(unet, "unet")
         self._keep(encoder, "text_encoder")
         return history
@@ -236,8 +242,8 @@ class Workshop:
                     module.requires_grad_(False)
 
         def predict(batch: dict[str, Tensor], noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
-            self._shown = condition_of(batch)
-            down, mid = controlnet(noisy, t, text, self._shown, return_dict=False)
+            batch["shown"] = condition_of(batch)
+            down, mid = controlnet(noisy, t, text, batch["shown"], return_dict=False)
             return unet(
                 noisy,
                 t,
@@ -296,6 +302,7 @@ class Workshop:
             predict: v of scenes, noisy latents, times and encoded captions.
             grounded: maps to ground. Where no outline says where objects are, pure noise does not
                 either: there that loss fades with the signal in the noisy latents.
+            heads: learn the shapes of outlines; `predict` puts what was shown into the scenes.
         """
         alphas = noise_levels().to(self.device)
         nothing = tokenize(tokenizer, [""]).to(self.device)
@@ -321,14 +328,13 @@ class Workshop:
             weight = snr.clamp(max=5) / (snr + 1)
             losses = weight * error.mean(dim=(1, 2, 3))
             if grounded is not None:
-                masks = torch.stack([batch["objects"] == n for n in (1, 2)], 1).float()
                 places = word_places(tokens, batch["nouns"])
                 words = 1 if noisiest else 2
-                beside = grounding_loss(grounded.take(), places, masks, words)
+                beside = grounding_loss(grounded.take(), places, object_masks(batch), words)
                 fading = 1.0 if noisiest else alphas[t].sqrt()
                 losses = losses + GROUNDING[stage] * fading * beside
             if heads is not None:
-                losses = losses + RECOGNITION * heads.loss(batch, self._shown)
+                losses = losses + RECOGNITION * heads.loss(batch, batch["shown"])
             return losses.mean()
 
         return loss_of

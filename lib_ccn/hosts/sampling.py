@@ -227,9 +227,7 @@ class Sampling(Guard):
             notes.append(f"unit {layer.unit} is not for this pass, so it is not in front in it")
         if self.settings.layers and not settings.layers:
             # Not an automatic foreground in place of those who were named.
-            layered = settings.fusion == "layers"
-            fusion = settings.outside_places if layered else settings.fusion
-            settings = settings.replace(fusion=fusion, inject=False)
+            settings = settings.replace(fusion=settings.without_places, inject=False)
         for name in ("foreground_unit", "background_unit"):
             chosen = getattr(settings, name)
             if chosen == "auto" or chosen in known:

@@ -67,9 +67,9 @@ class Result:
             decisions = [session.winners.of(picture) for picture in range(pictures)]
             self.decisions = decisions if any(decisions) else self.decisions
         outcome = session.outcome
-        layered = outcome.settings.fusion == "layers"
-        over = layered and outcome.settings.outside_places != "sum"
-        self.rest = "averaged or added up" if over else "added up" if layered else "averaged"
+        self.rest = "added up" if outcome.settings.fusion == "layers" else "averaged"
+        if outcome.settings.layers_over_fusion:
+            self.rest = "averaged or added up"
         self.said = []
         if not any(self.decisions):
             self.said.append(f"Nobody won: {outcome.fusion()}.")
