@@ -15,7 +15,8 @@ import torch
 
 from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
-from lib_ccn.fusion import MODES, Front, fuse_residuals
+from lib_ccn.fusion import MODES, fuse_residuals
+from lib_ccn.rules import Front
 
 Shape = tuple[int, int, int, int]
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
-from lib_ccn.foreground import CrossAttentionRecorder, foreground_mask, word_map, word_scores
+from lib_ccn.foreground import foreground_mask, word_map, word_scores
+from lib_ccn.recorder import CrossAttentionRecorder
 
 LATENT = (64, 64)
 TOKENS, CHANNELS, HEADS = 256, 1280, 8

@@ -14,7 +14,7 @@ from PIL.ImageFont import FreeTypeFont
 from PIL.ImageFont import ImageFont as BitmapFont
 from torch import Tensor
 
-from lib_ccn.fusion import AVERAGED
+from lib_ccn.rules import AVERAGED
 from lib_ccn.webui.pictures import Front, fronts_overlay
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS
 

@@ -13,7 +13,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from lib_ccn.fusion import AVERAGED
+from lib_ccn.rules import AVERAGED
 from lib_ccn.settings import SettingsError
 from lib_ccn.webui.infotext import page_value
 from lib_ccn.webui.pictures import fronts_overlay

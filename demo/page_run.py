@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lib_ccn.fusion import AVERAGED, fuse_residuals
+from lib_ccn.fusion import fuse_residuals
 from lib_ccn.hosts.diffusers import CrossControlNet, cross_controlnet
+from lib_ccn.rules import AVERAGED
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.webui.pictures import Front, fronts_of

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .foreground import CrossAttentionRecorder
 from .hooks import (
     COMPILED,
     AttentionCalls,
@@ -26,6 +25,7 @@ from .hooks import (
     in_this_thread,
     why_unheard,
 )
+from .recorder import CrossAttentionRecorder
 from .regions import Attend, Regions, at, attend_by_region, attend_marked
 
 # Keys and values by the name of the self-attention, `SelfAttention.name`; [B, N, C] in a UNet.

@@ -17,10 +17,10 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from .foreground import image_mask
 from .schema import SettingsError, image_bytes
 from .settings import Settings
 from .showable import showable
+from .silhouette import image_mask
 
 SIDE = 1024
 PIXEL_LIMIT = 89_478_485  # Pillow's own, which WebUIs switch off

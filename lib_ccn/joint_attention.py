@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .attention import InjectionTally, KeyValueStore, RegionsFor, SelfAttention
-from .foreground import CrossAttentionRecorder
 from .hooks import BY_COMPILATION, COMPILED, AttentionCalls, answered, compiled_within, held
+from .recorder import CrossAttentionRecorder
 from .regions import Attend, Regions, attend_by_region
 
 

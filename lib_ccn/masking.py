@@ -12,16 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .foreground import (
-    CrossAttentionRecorder,
-    assigned_words,
-    reduced_grid,
-    scaled_map,
-    word_map,
-)
+from .foreground import assigned_words, reduced_grid, scaled_map, word_map
 from .foreground_word import ForegroundWord, Search
 from .fusion import smoothed_deviation
 from .prompt import TokenizedPrompt, Word
+from .recorder import CrossAttentionRecorder
 from .settings import Settings, fields
 from .units import Call, Unit
 

@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import Regions
-from .foreground import CrossAttentionRecorder, cut_map, resize_mask, silhouette, token_grid
+from .foreground import cut_map, resize_mask, token_grid
 from .foreground_word import ForegroundWord
-from .fusion import Front
 from .layers import Layer
 from .masking import WordMaps, WordsOfStep
 from .outcome import ToldPlace
 from .place import Place
 from .prompt import TokenizedPrompt, Word
+from .recorder import CrossAttentionRecorder
 from .regions import sent
+from .rules import Front
 from .settings import Settings
+from .silhouette import silhouette
 from .units import Call, Unit
 
 

@@ -1,4 +1,4 @@
-"""What the rules of fusion.py compare: the statistics of residuals, whatever their range.
+"""What the rules of `rules.py` compare: the statistics of residuals, whatever their range.
 
 Statistics are per sample, in float32, with the population's deviation. What is not finite is left
 out, never spread; what is too large or too small for float32's squares is brought to a scale of

@@ -24,11 +24,12 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from .attention import UNET, AttentionForm, KeyValueStore
-from .fusion import Front, fuse_residuals
+from .fusion import fuse_residuals
 from .outcome import Account, Outcome
 from .place import Place
 from .places import Places
 from .prompt import TokenizedPrompt
+from .rules import Front
 from .settings import Settings, SettingsError
 from .units import Call, Role, Unit, assign_roles, partners, why_unreached
 from .winners import Winners

@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from lib_ccn import fusion, residuals
+from lib_ccn import residuals, rules
 
 G = [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
 # Decisions closer than this may fall either way: float32 statistics, float64 oracle.
@@ -28,7 +28,7 @@ def as_on(device, rule):
         elsewhere = {"is_on_cpu": lambda _: False}
         with (
             mock.patch.multiple(residuals, **elsewhere, _RUNNING_MEAN=running_mean),
-            mock.patch.multiple(fusion, **elsewhere),
+            mock.patch.multiple(rules, **elsewhere),
         ):
             return rule(*args, **kwargs)
 

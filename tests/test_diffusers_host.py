@@ -330,7 +330,7 @@ def test_a_single_controlnet_in_a_list_is_left_alone():
 STAGES_OF_THE_METHOD = {
     "fusion": "lib_ccn.session.fuse_residuals",
     "mask": "lib_ccn.masking.scaled_map",
-    "recorder": "lib_ccn.foreground.CrossAttentionRecorder._add",
+    "recorder": "lib_ccn.recorder.CrossAttentionRecorder._add",
     "grid": "lib_ccn.places.resize_mask",
     "rows": "lib_ccn.attention.Regions.groups",
     "prompt": "lib_ccn.hosts.diffusers.unet.tokenize",

@@ -9,17 +9,16 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_ccn.foreground import (
-    CrossAttentionRecorder,
     assigned_words,
     foreground_mask,
-    image_mask,
     resize_mask,
-    silhouette,
     token_grid,
     word_map,
     word_scores,
 )
+from lib_ccn.recorder import CrossAttentionRecorder
 from lib_ccn.residuals import smooth
+from lib_ccn.silhouette import image_mask, silhouette
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -104,7 +103,7 @@ def test_layers_are_computed_together_within_a_bound(unet, monkeypatch):
 
     monkeypatch.setattr(CrossAttentionRecorder, "_add", add)
     for bound in (2**25, 0):
-        monkeypatch.setattr("lib_ccn.foreground.at_a_time", lambda _device, bound=bound: bound)
+        monkeypatch.setattr("lib_ccn.recorder.at_a_time", lambda _device, bound=bound: bound)
         with CrossAttentionRecorder(unet) as recorder:
             recorder.begin_call((18, 26), [1, 2])
             run(unet)

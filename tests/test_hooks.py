@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from lib_ccn.foreground import CrossAttentionRecorder
 from lib_ccn.hooks import answered, compiled_within, free_copy, in_this_thread, put_in_front
+from lib_ccn.recorder import CrossAttentionRecorder
 
 
 class Greeter:

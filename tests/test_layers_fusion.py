@@ -6,15 +6,8 @@ import pytest
 import torch
 from oracles import MARGIN, cosine, forms, make_units, oracle_scores
 
-from lib_ccn.fusion import (
-    AVERAGED,
-    Front,
-    channel_fusion,
-    fuse_residuals,
-    layers_fusion,
-    pix_fusion,
-    sum_fusion,
-)
+from lib_ccn.fusion import channel_fusion, fuse_residuals, layers_fusion, pix_fusion, sum_fusion
+from lib_ccn.rules import AVERAGED, Front
 
 DELTA = 0.5
 both_forms = pytest.mark.parametrize("fuse", forms(layers_fusion))

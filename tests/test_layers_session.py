@@ -7,7 +7,8 @@ from tiny import run_net
 
 from benchmarks.counting import counting
 from lib_ccn.attention import inject_keys_values
-from lib_ccn.fusion import AVERAGED, Front, fuse_residuals
+from lib_ccn.fusion import fuse_residuals
+from lib_ccn.rules import AVERAGED, Front
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.units import Call, Role, Unit

@@ -32,8 +32,9 @@ from demo.page_run import (
     finished,
     make_first,
 )
-from lib_ccn.fusion import AVERAGED, channel_fusion, pix_fusion
+from lib_ccn.fusion import channel_fusion, pix_fusion
 from lib_ccn.hosts.diffusers import cross_controlnet
+from lib_ccn.rules import AVERAGED
 from lib_ccn.settings import Settings, SettingsError
 from lib_ccn.webui.presets import PresetStore
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners

@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny import run_net, tiny_controlnet, tiny_unet
 
-from lib_ccn.foreground import resize_mask, silhouette
+from lib_ccn.foreground import resize_mask
 from lib_ccn.prompt import Token, TokenizedPrompt
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings, SettingsError
+from lib_ccn.silhouette import silhouette
 from lib_ccn.units import Call, Role, StepClock, Unit
 
 SIZE = (8, 8)

@@ -8,14 +8,8 @@ import torch
 from oracles import MARGIN, forms, make_units
 from torch import nn
 
-from lib_ccn.fusion import (
-    AVERAGED,
-    MODES,
-    channel_fusion,
-    fuse_residuals,
-    max_fusion,
-    pix_fusion,
-)
+from lib_ccn.fusion import MODES, channel_fusion, fuse_residuals, max_fusion, pix_fusion
+from lib_ccn.rules import AVERAGED
 from lib_ccn.units import Call, Unit
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, Winners, depths, winners
 

@@ -20,8 +20,8 @@ from lib_ccn.attention import (
     self_attention_layers,
 )
 from lib_ccn.foreground import resize_mask, token_grid
-from lib_ccn.fusion import AVERAGED
 from lib_ccn.regions import Regions
+from lib_ccn.rules import AVERAGED
 from lib_ccn.winners import winners
 
 from .pairs import CONFLICT, Batch

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from demo.demo_model import generate
 from demo.metrics import mask_iou, widened
-from lib_ccn.foreground import reduced_grid, resize_mask, silhouette
+from lib_ccn.foreground import reduced_grid, resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings
+from lib_ccn.silhouette import silhouette
 
 from .authors import RULES, fused_by
 from .methods import CEILINGS, MAIN, Ablation, Method, base_settings

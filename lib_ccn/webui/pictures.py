@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from ..fusion import AVERAGED
 from ..outcome import shares
+from ..rules import AVERAGED
 from ..session import Session
 from ..showable import showable
 from ..winners import AVERAGED_COLOUR, COLOURS, Decision

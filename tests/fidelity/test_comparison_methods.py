@@ -18,8 +18,10 @@ from benchmarks.fidelity.runner import Worker
 from demo import metrics
 from demo.demo_model import generate
 from demo.explain import channel_ratio
-from lib_ccn.foreground import resize_mask, silhouette
-from lib_ccn.fusion import AVERAGED, pix_fusion
+from lib_ccn.foreground import resize_mask
+from lib_ccn.fusion import pix_fusion
+from lib_ccn.rules import AVERAGED
+from lib_ccn.silhouette import silhouette
 from lib_ccn.winners import winners
 
 from . import QUICK, main_method

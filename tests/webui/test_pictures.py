@@ -8,10 +8,10 @@ import torch
 from PIL import Image, ImageFont
 from torch import nn
 
-from lib_ccn.fusion import AVERAGED
 from lib_ccn.layers import Layer
 from lib_ccn.outcome import Outcome
 from lib_ccn.places import Places
+from lib_ccn.rules import AVERAGED
 from lib_ccn.settings import Settings
 from lib_ccn.units import Unit
 from lib_ccn.webui import pictures
