@@ -127,3 +127,31 @@ def assert_pixels_follow_formula(units, delta, fused, variance):
         result = fused[b, :, y, x].double()
         assert any(torch.allclose(result, want, **close) for want in wanted), (b, y, x, rho, gaps)
     return kinds
+
+
+def channel_oracle(units, delta):
+    """Equations 6-8 in float64, with a mask of channels too close to call."""
+    values = torch.stack([unit.double() for unit in units])
+    deviation = values.flatten(3).std(3, correction=0)
+    largest = deviation.max(0).values
+    ratio = deviation / largest
+    weights = torch.where(ratio >= delta, deviation, torch.zeros_like(deviation))
+    fused = (values * (weights / weights.sum(0))[..., None, None]).sum(0)
+    return fused, ((ratio - delta).abs() < MARGIN).any(0)
+
+
+def snap(tensor, units):
+    """The nearest mean of units at each pixel, and the largest distance to it."""
+    stacked = torch.stack([unit.double() for unit in units])
+    best, best_error = None, None
+    for choice in range(1, 2 ** len(units)):
+        members = [i for i in range(len(units)) if choice >> i & 1]
+        mean = stacked[members].mean(0)
+        error = (tensor.double() - mean).abs().amax(1, keepdim=True)
+        if best is None:
+            best, best_error = mean, error
+        else:
+            nearer = error < best_error
+            best, best_error = torch.where(nearer, mean, best), torch.minimum(error, best_error)
+    assert not math.isnan(float(best_error.max()))
+    return best, float(best_error.max())

@@ -4,8 +4,9 @@ import pytest
 import torch
 from attention.oracle import equation_9
 from comfyui.graphs import Graph
-from hosts.test_host_residuals import DELTAS, ROUNDING, channel_oracle, scale, snap
-from oracles import assert_pixels_follow_formula
+from hosts.checks import ROUNDING, scale
+from hosts.test_host_residuals import DELTAS
+from oracles import assert_pixels_follow_formula, channel_oracle, snap
 from safetensors.torch import load_file
 
 from lib_ccn.foreground import resize_mask

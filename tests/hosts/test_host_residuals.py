@@ -1,28 +1,15 @@
 """One UNet call's residuals, fused again by the paper's formulas in float64."""
 
-import math
-
 import pytest
 import torch
 from hosts.cases import EVERYWHERE, SUM
 from hosts.checks import ROUNDING, close, scale
-from oracles import MARGIN, assert_pixels_follow_formula
+from oracles import assert_pixels_follow_formula, channel_oracle, snap
 
 pytestmark = pytest.mark.timeout(1200)
 
 # Random units hardly agree: hardly any pixel is averaged at 0.5.
 DELTAS = (0.5, 0.02)
-
-
-def channel_oracle(units, delta):
-    """Equations 6-8 in float64, with a mask of channels too close to call."""
-    values = torch.stack([unit.double() for unit in units])
-    deviation = values.flatten(3).std(3, correction=0)
-    largest = deviation.max(0).values
-    ratio = deviation / largest
-    weights = torch.where(ratio >= delta, deviation, torch.zeros_like(deviation))
-    fused = (values * (weights / weights.sum(0))[..., None, None]).sum(0)
-    return fused, ((ratio - delta).abs() < MARGIN).any(0)
 
 
 def test_sum_reaches_the_unet(host, dumped):
@@ -63,20 +50,3 @@ def test_fused_again(host, dumped, figures, count):
         f"{kinds['one']} pixels of one unit, {kinds['several']} averaged, {kinds['ambiguous']} too "
         f"close to call; largest difference {worst:.1e}"
     )
-
-
-def snap(tensor, units):
-    """The nearest mean of units at each pixel, and the largest distance to it."""
-    stacked = torch.stack([unit.double() for unit in units])
-    best, best_error = None, None
-    for choice in range(1, 2 ** len(units)):
-        members = [i for i in range(len(units)) if choice >> i & 1]
-        mean = stacked[members].mean(0)
-        error = (tensor.double() - mean).abs().amax(1, keepdim=True)
-        if best is None:
-            best, best_error = mean, error
-        else:
-            nearer = error < best_error
-            best, best_error = torch.where(nearer, mean, best), torch.minimum(error, best_error)
-    assert not math.isnan(float(best_error.max()))
-    return best, float(best_error.max())
