@@ -147,6 +147,14 @@ def test_times_are_of_the_noisiest_third_as_often_as_said(tmp_path, monkeypatch)
     assert min(int(t.min()) for t in seen) >= 0
 
 
+def test_the_noisiest_levels_count_something_where_that_is_asked_for():
+    snr = torch.tensor([1e-4, 0.04, 1.0, 5.0, 100.0], dtype=torch.float64)
+    plain, floored = (stages.min_snr_weight(snr / (1 + snr), least) for least in (0.0, 0.1))
+    for ratio, weight, other in zip(snr.tolist(), plain.tolist(), floored.tolist(), strict=True):
+        assert weight == pytest.approx(min(ratio, 5) / (ratio + 1), rel=1e-9)
+        assert other == max(weight, 0.1)
+
+
 def test_maps_are_those_of_the_cross_attention():
     torch.manual_seed(0)
     unet = build_unet().eval()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from random_run import save_random_run
 from safetensors.torch import load_file
@@ -91,6 +94,33 @@ def test_as_many_steps_as_fit_into_the_time(tmp_path, monkeypatch):
     train("line", [line], lambda _count: line(torch.ones(1)).sum(), schedule, tmp_path)
     assert schedule.steps == 10 + 100
     assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 110
+
+
+def _one_of_two(rank: int, folder: Path) -> None:
+    """A process of a training in which the second one's clock says that there is no time left."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    loop.TIMED_STEPS = 5
+    loop._now = lambda _tensor: time.monotonic() + 1000 * rank
+    line, schedule = nn.Linear(1, 1), Schedule(steps=1000, batch=2, rate=0.1, seconds=0.5)
+    train("line", [line], lambda count: line(torch.ones(count, 1)).mean(), schedule, folder)
+    (folder / f"steps-{rank}").write_text(str(schedule.steps), "utf-8")
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_processes_agree_on_how_many_steps_fit_into_the_time(tmp_path):
+    context = mp.spawn(_one_of_two, (tmp_path,), nprocs=2, join=False)
+    ends = time.monotonic() + 60
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < ends, "one process waits for the other"
+    finally:
+        for process in context.processes:
+            process.kill()
+    first, second = ((tmp_path / f"steps-{rank}").read_text("utf-8") for rank in (0, 1))
+    assert first == second
+    assert int(first) > 10
 
 
 def test_stages_are_given_their_time_by_name():

@@ -149,7 +149,7 @@ def train(
             if step - start == 2 * TIMED_STEPS:
                 left = schedule.seconds - (now - began)
                 fit = int(left / ((now - timed_from) / TIMED_STEPS))
-                schedule.steps = step + max(0, fit)
+                schedule.steps = _agreed(step + max(0, fit), plain[0].device)
                 bar.total = schedule.steps
             timed_from = now
         if first and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
@@ -243,6 +243,15 @@ def rank() -> int:
 def world() -> int:
     """How many data-parallel processes share each batch."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _agreed(count: int, device: torch.device) -> int:
+    """The first process's count: one that made a step more would wait for the others for ever."""
+    if world() == 1:
+        return count
+    counts = torch.tensor([count], device=device)
+    dist.broadcast(counts, 0)
+    return int(counts)
 
 
 def wait() -> None:

@@ -64,6 +64,9 @@ GROUNDED_MIXES = {
 GROUNDING = {"grounding": 0.02, "outline": 0.10, "regions": 0.02}
 RECOGNITION = 0.05
 NOISIEST = {"outline": 0.60}
+# There the denoising loss hardly counts, and who learns from the other two alone no longer leaves
+# the landscape be: it counts so much at least.
+LEAST_WEIGHT = 0.10
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,7 @@ class Workshop:
         grounded: CrossAttentionMaps | None = None,
         heads: ShapeHeads | None = None,
     ) -> Callable[[int], Tensor]:
-        """The v-prediction loss with min-SNR-5 weights (Hang et al., 2023).
+        """The v-prediction loss with min-SNR-5 weights, see `min_snr_weight`.
 
         Args:
             stage: whose weights of the losses and times they are.
@@ -324,9 +327,8 @@ class Workshop:
                 text = encoder(tokens)[0]
                 velocity = predict(batch, noisy, t, text).float()
             error = F.mse_loss(velocity, signal * noise - spread * clean, reduction="none")
-            snr = alphas[t] / (1 - alphas[t])
-            weight = snr.clamp(max=5) / (snr + 1)
-            losses = weight * error.mean(dim=(1, 2, 3))
+            least = 0.0 if grounded is None else LEAST_WEIGHT
+            losses = min_snr_weight(alphas[t], least) * error.mean(dim=(1, 2, 3))
             if grounded is not None:
                 places = word_places(tokens, batch["nouns"])
                 words = 1 if noisiest else 2
@@ -338,3 +340,14 @@ class Workshop:
             return losses.mean()
 
         return loss_of
+
+
+def min_snr_weight(alpha: Tensor, least: float = 0.0) -> Tensor:
+    """The min-SNR-5 weight of a v-prediction's error (Hang et al., 2023), not below `least`.
+
+    Args:
+        alpha: cumulative alphas of the noise levels.
+        least: what the noisiest levels, whose weight goes to 0, count at least.
+    """
+    snr = alpha / (1 - alpha)
+    return (snr.clamp(max=5) / (snr + 1)).clamp_min(least)
