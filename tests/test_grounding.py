@@ -155,6 +155,12 @@ def test_the_noisiest_levels_count_something_where_that_is_asked_for():
         assert other == max(weight, 0.1)
 
 
+def test_a_loud_residual_counts_whatever_its_size():
+    quiet, loud = torch.ones(2, 8, 16, 16), torch.full((2, 32, 4, 4), 3.0)
+    loud[1] = 0
+    assert stages.loudness([quiet, loud]).tolist() == [(1 + 9) / 2, 1 / 2]
+
+
 def test_maps_are_those_of_the_cross_attention():
     torch.manual_seed(0)
     unet = build_unet().eval()

@@ -61,8 +61,11 @@ GROUNDED_MIXES = {
 # And weights of the further losses beside the denoising loss, which is about 0.02; and of the times
 # how many are of the noisiest third: there an outline alone says which word is where, and there
 # colours settle.
-GROUNDING = {"grounding": 0.02, "outline": 0.10, "regions": 0.02}
-RECOGNITION = 0.05
+GROUNDING = {"grounding": 0.02, "outline": 0.05, "regions": 0.02}
+RECOGNITION = 0.02
+# Of the mean square of the outline unit's residuals: taught by the other losses it would say all it
+# can as loudly as it can, in the middle above all, where ChannelFusion hears who is loudest.
+LOUDNESS = 1e-3
 NOISIEST = {"outline": 0.60}
 # There the denoising loss hardly counts, and who learns from the other two alone no longer leaves
 # the landscape be: it counts so much at least.
@@ -247,6 +250,7 @@ class Workshop:
         def predict(batch: dict[str, Tensor], noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
             batch["shown"] = condition_of(batch)
             down, mid = controlnet(noisy, t, text, batch["shown"], return_dict=False)
+            batch["loudness"] = loudness([*down, mid])
             return unet(
                 noisy,
                 t,
@@ -305,7 +309,8 @@ class Workshop:
             predict: v of scenes, noisy latents, times and encoded captions.
             grounded: maps to ground. Where no outline says where objects are, pure noise does not
                 either: there that loss fades with the signal in the noisy latents.
-            heads: learn the shapes of outlines; `predict` puts what was shown into the scenes.
+            heads: learn the shapes of outlines; `predict` puts what was shown, and how loud the
+                answer was, into the scenes.
         """
         alphas = noise_levels().to(self.device)
         nothing = tokenize(tokenizer, [""]).to(self.device)
@@ -337,6 +342,7 @@ class Workshop:
                 losses = losses + GROUNDING[stage] * fading * beside
             if heads is not None:
                 losses = losses + RECOGNITION * heads.loss(batch, batch["shown"])
+                losses = losses + LOUDNESS * batch["loudness"]
             return losses.mean()
 
         return loss_of
@@ -351,3 +357,8 @@ def min_snr_weight(alpha: Tensor, least: float = 0.0) -> Tensor:
     """
     snr = alpha / (1 - alpha)
     return (snr.clamp(max=5) / (snr + 1)).clamp_min(least)
+
+
+def loudness(residuals: list[Tensor]) -> Tensor:
+    """The mean square of residuals [B, C, H, W], each counting as much as another: [B]."""
+    return torch.stack([r.float().square().mean((1, 2, 3)) for r in residuals]).mean(0)
