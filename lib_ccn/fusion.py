@@ -1,7 +1,8 @@
 """Fusion of ControlNet residuals: which unit's residual wins where.
 
 The rules are in `rules.py`, with what they have in common; here is what others call, and how
-layers are fused together. Pure functions of tensors: no host, no state, no gradient.
+layers are fused together. Pure functions of tensors: no host, no state, no gradient. Any floating
+dtype, strides and device go in; the result has the input's dtype and device.
 """
 
 from __future__ import annotations
