@@ -306,7 +306,7 @@ def test_layers_fused_together_as_on_an_accelerator(monkeypatch, mode, fuse, roo
     ],
 )
 def test_layers_fused_together_stay_within_their_room(monkeypatch, room, channels):
-    seen, rule = [], fusion._RULES["mean"]
+    seen, rule = [], fusion.RULES["mean"]
 
     def spy(units, delta):
         assert units[0][0].shape == units[1][0].shape
@@ -314,7 +314,7 @@ def test_layers_fused_together_stay_within_their_room(monkeypatch, room, channel
         return rule(units, delta)
 
     monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", room)
-    monkeypatch.setitem(fusion._RULES, "mean", spy)
+    monkeypatch.setitem(fusion.RULES, "mean", spy)
     fuse_residuals(layers(2), "mean")
     assert seen == channels
 
