@@ -126,8 +126,6 @@ def work(index: int, arguments: argparse.Namespace) -> None:
     for stage in arguments.stages or usual:
         workshop.run(stage)
         wait()
-    if arguments.processes > 1:
-        dist.destroy_process_group()  # else a process may wait for the other one for ever
 
 
 def seconds_by_stage(text: str) -> dict[str, float]:

@@ -250,7 +250,8 @@ class Workshop:
         def predict(batch: dict[str, Tensor], noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
             batch["shown"] = condition_of(batch)
             down, mid = controlnet(noisy, t, text, batch["shown"], return_dict=False)
-            batch["loudness"] = loudness([*down, mid])
+            if heads is not None:
+                batch["loudness"] = loudness([*down, mid])
             return unet(
                 noisy,
                 t,
