@@ -10,7 +10,7 @@ TITLES = {
     "fusion": "Fusion of the 13 residuals of SD 1.5 at 512x512, batch 2, to the plain sum",
     "injection": "KV-Injection, to one plain self-attention",
     "mask": "Reading the mask, to the layers that are listened to",
-    "operations": "What a step asks of an accelerator: operations and waits",
+    "operations": "What a step asks of an accelerator: operations, waits, the program's time",
     "step": "A whole denoising step with two ControlNets, to the same step with the plain sum",
     "family": "A step of SDXL and of FLUX with two ControlNets, to the same with the plain sum",
     GPU: "On a GPU: whole pipelines of the real architectures",

@@ -137,28 +137,30 @@ class Regions:
         """
         kind = like.device, like.dtype
         if kind not in self._marks:
-            marks = sent(self._made_marks().to(like.dtype), like.device)[:, None]
+            kinds, marks_of = (
+                sent(t, like.device) for t in (self._kinds(), _marks_of(self.count, like.dtype))
+            )
+            marks = marks_of.index_select(0, kinds.flatten()).unflatten(0, kinds.shape)[:, None]
             self._marks[kind] = marks[:, :, : self.tokens], marks[:, :, self.tokens :]
         return self._marks[kind]
 
-    def _made_marks(self) -> Tensor:
+    def _kinds(self) -> Tensor:
+        """Of queries and keys [guests | K2] the kind, a row of `_marks_of`: [B or 1, (P + 2) N]."""
         rows = slice(1) if len(self._members()) == 1 else slice(None)
-        places = self.places[:, rows]
-        rest = ~places.any(0)
-        usable = torch.ones(len(rest), 1)
+        rest = self.count
+        label = torch.full(self.places[0, rows].shape, rest, dtype=torch.int32)
+        for n, place in enumerate(self.places[:, rows]):
+            label.masked_fill_(place, n)
+        queries = label
         if self.usable is not None:
-            usable = self.usable[rows, None].float()
-        every, none = torch.ones(rest.shape), torch.zeros(rest.shape)
-        queries = torch.stack((*(places * usable), rest * usable, every - usable), -1)
+            queries = label.masked_fill(~self.usable[rows, None], rest + 1)
+        first = rest + 2  # of the keys' kinds
         guests = [
-            torch.stack(
-                (*(~own if other == n else every for other in range(self.count)), ~rest, every), -1
-            )
-            for n, own in enumerate(places)
+            (label + first).masked_fill((label != n) & (label != rest), first + rest + 1)
+            for n in range(self.count)
         ]
-        own = torch.stack((*[every] * self.count, none, none), -1)
-        keys = torch.cat((*guests, own), 1) * _UNSEEN
-        return F.pad(torch.cat((queries, keys), 1), (0, -queries.shape[-1] % _MARKS))
+        own = torch.full_like(label, first + rest + 2)
+        return torch.cat((queries, *guests, own), 1)
 
     def _on(self, device: torch.device) -> tuple[list[RowGroup], Tensor | None]:
         if device not in self._there:
@@ -212,6 +214,19 @@ class Regions:
             return None
         chosen = batch_rows(rows)
         return sent(chosen, device) if isinstance(chosen, Tensor) else chosen
+
+
+def _marks_of(count: int, dtype: torch.dtype) -> Tensor:
+    """What marks each kind of query, and what each kind of key says to those: [2 P + 5, M].
+
+    Of queries there is a kind for each of `count` places, for the rest, and without a usable mask.
+    Of keys: a guest's in its own place, by place; in the rest; in another's place; K2.
+    """
+    queries = torch.eye(count + 2)
+    keys = torch.full((count + 3, count + 2), _UNSEEN)
+    keys[: count + 1].fill_diagonal_(0)
+    keys[-1, count:] = 0
+    return F.pad(torch.cat((queries, keys)), (0, -(count + 2) % _MARKS)).to(dtype)
 
 
 def attend_by_region(

@@ -26,6 +26,10 @@ def test_interleaved_calls_take_turns():
 def test_every_benchmark_has_its_title():
     modules = {"fusion", "injection", "mask", "operations", "step", "family", "gpu"}
     assert set(page.TITLES) == modules
+    written = page.RESULTS.read_text("utf-8")  # an unknown part would be lost when one is written
+    assert [part.partition("\n")[0] for part in written.split("\n## ")[1:]] == [
+        page.TITLES[name] for name in page.sections(written)
+    ]
 
 
 def test_what_was_not_run_stays_in_the_page(monkeypatch, tmp_path):
