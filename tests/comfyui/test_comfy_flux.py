@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui.graphs import METHOD, SUM, FluxGraph
-from hosts.test_host_residuals import ROUNDING, channel_oracle, scale, snap
-from oracles import assert_pixels_follow_formula
+from hosts.checks import FusedAgain, scale
 from safetensors.torch import load_file
 
 from lib_ccn.hosts.linked_list import as_map
@@ -88,8 +87,7 @@ def test_fused_again(computed, figures, kind):
     tensors = computed(kind, mask_source="whole picture")
     places = [name[4:] for name in tensors if name.startswith("got.")]
     assert len(places) == {"two": 19, "both": 57}[kind]
-    found = {"one": 0, "several": 0, "ambiguous": 0}
-    worst, distinct = 0.0, {}
+    again, distinct = FusedAgain(), {}
     for place in places:
         units = [as_map(tensors[f"unit.{net}.{place}"].float(), GRID) for net in (0, 1)]
         distinct.setdefault(float(units[0].sum()), []).append(place)
@@ -97,22 +95,16 @@ def test_fused_again(computed, figures, kind):
         units = [unit * (0.7 if kind == "both" else 1.0) for unit in units]
         if place in distinct[float(as_map(tensors[f"unit.0.{place}"].float(), GRID).sum())][1:]:
             continue  # the same tensor at another place
-        snapped, error = snap(got, units)
-        if error < ROUNDING * scale(torch.stack(units)):
-            kinds = assert_pixels_follow_formula(units, DELTA, snapped.float(), variance=False)
-            found = {name: found[name] + kinds[name] for name in found}
+        if again.could_be(units, got):
+            again.pixels(units, got, DELTA)
         else:  # the last one, by channels
-            wanted, unsure = channel_oracle(units, DELTA)
-            error = float((got - wanted).abs()[~unsure].max())
-            assert error < ROUNDING * scale(wanted)
+            again.channels(units, got, DELTA)
             last = place
-        worst = max(worst, error)
     assert len(distinct) == {"two": 2, "both": 5}[kind]
     assert last.startswith({"two": "input", "both": "output"}[kind])
-    assert found["one"] > 0
+    assert again.kinds["one"] > 0
     figures[f"FLUX, recomputed fusion ({kind})"] = (
-        f"{len(distinct)} tensors at {len(places)} places; {found['one']} pixels of one unit, "
-        f"{found['several']} averaged; largest difference {worst:.1e}"
+        f"{len(distinct)} tensors at {len(places)} places; {again}"
     )
 
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from attention.oracle import equation_9
 from comfyui.graphs import Graph
-from hosts.checks import ROUNDING, scale
+from hosts.checks import FusedAgain, scale
 from hosts.test_host_residuals import DELTAS
-from oracles import assert_pixels_follow_formula, channel_oracle, snap
 from safetensors.torch import load_file
 
 from lib_ccn.foreground import resize_mask
@@ -34,31 +33,19 @@ def dumped(host, tmp_path):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_fused_again(dumped, figures, count):
-    kinds = {"one": 0, "several": 0, "ambiguous": 0}
-    worst = 0.0
+    again = FusedAgain()
     for delta in DELTAS:
         graph = Graph(size=(128, 192)).two()
         if count == 3:
             graph.unit("c", 2)
         units, got = dumped(graph.fuse(delta=delta, mask_source="whole picture"))
         assert (len(units), len(got)) == (count, 13)
-        for layer, tensor in enumerate(got[:-1]):
-            here = [unit[layer] for unit in units]
-            snapped, error = snap(tensor, here)
-            assert error < ROUNDING * scale(torch.stack(here)), layer
-            found = assert_pixels_follow_formula(here, delta, snapped, variance=False)
-            kinds = {kind: kinds[kind] + found[kind] for kind in kinds}
-            worst = max(worst, error)
-        wanted, unsure = channel_oracle([unit[-1] for unit in units], delta)
-        difference = (got[-1].double() - wanted).abs()[~unsure]
-        assert float(difference.max()) < ROUNDING * scale(wanted)
-        worst = max(worst, float(difference.max()))
-    assert kinds["one"] > 0
-    assert kinds["several"] > 0
-    figures[f"recomputed fusion of {count} units"] = (
-        f"{kinds['one']} pixels of one unit, {kinds['several']} averaged, {kinds['ambiguous']} too "
-        f"close to call; largest difference {worst:.1e}"
-    )
+        for here, tensor in zip(zip(*units, strict=True), got[:-1], strict=False):
+            again.pixels(list(here), tensor, delta)
+        again.channels([unit[-1] for unit in units], got[-1], delta)
+    assert again.kinds["one"] > 0
+    assert again.kinds["several"] > 0
+    figures[f"recomputed fusion of {count} units"] = str(again)
 
 
 @pytest.mark.parametrize("source", ["mask", "whole picture"])

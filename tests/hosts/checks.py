@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from hosts.cases import EVERYWHERE, SUM, using
 from hosts.client import Json, Reply, distance, same
+from oracles import assert_pixels_follow_formula, channel_oracle, snap
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -55,6 +56,57 @@ def close(got: Tensor, wanted: Tensor) -> bool:
 def scale(tensor: Tensor) -> float:
     """What rounding is relative to."""
     return max(1.0, float(tensor.abs().max()))
+
+
+class FusedAgain:
+    """Residuals that a host fused by the paper's rules, fused again by the formulas in float64.
+
+    What reached the UNet is rounded too coarsely for the oracle's own tolerance: each pixel is
+    first taken for the nearest of what it could be, and the oracle says which of them is right.
+    """
+
+    def __init__(self) -> None:
+        self.kinds = {"one": 0, "several": 0, "ambiguous": 0}
+        self.worst = 0.0
+
+    @staticmethod
+    def could_be(units: list[Tensor], got: Tensor) -> bool:
+        """Whether each pixel is a mean of some of the units."""
+        return snap(got, units)[1] < ROUNDING * scale(torch.stack(units))
+
+    def pixels(
+        self, units: list[Tensor], got: Tensor, delta: float, limit: float | None = None
+    ) -> None:
+        """PixFusion's, [B, C, H, W] of each unit; `limit` is the rounding allowed."""
+        limit = ROUNDING * scale(torch.stack(units)) if limit is None else limit
+        snapped, error = snap(got, units)
+        assert error < limit, f"a pixel is {error:.1e} from every mean of units"
+        found = assert_pixels_follow_formula(units, delta, snapped.to(units[0].dtype), False)
+        self.kinds = {kind: count + found[kind] for kind, count in self.kinds.items()}
+        self.worst = max(self.worst, error)
+
+    def channels(
+        self,
+        units: list[Tensor],
+        got: Tensor,
+        delta: float,
+        limit: float | None = None,
+        where: Tensor | None = None,
+    ) -> None:
+        """ChannelFusion's, in the pixels `where` [B, 1, H, W]; None: in all."""
+        wanted, unsure = channel_oracle(units, delta)
+        asked = ~unsure[..., None, None].expand_as(wanted)
+        asked = asked if where is None else asked & where
+        assert bool(asked.any())
+        error = float((got.double() - wanted).abs()[asked].max())
+        assert error < (ROUNDING * scale(wanted) if limit is None else limit)
+        self.worst = max(self.worst, error)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kinds['one']} pixels of one unit, {self.kinds['several']} averaged, "
+            f"{self.kinds['ambiguous']} too close to call; largest difference {self.worst:.1e}"
+        )
 
 
 class Found(NamedTuple):

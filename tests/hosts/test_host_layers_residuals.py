@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hosts.cases import HALVES, encoded, layered, painted_mask
-from hosts.checks import ROUNDING, close, scale
-from oracles import MARGIN, G, assert_pixels_follow_formula, channel_oracle, snap
+from hosts.checks import ROUNDING, FusedAgain, close, scale
+from oracles import MARGIN, G
 
 from lib_ccn.fusion import pix_fusion
 
@@ -143,7 +143,7 @@ def test_over_the_papers_fusion(host, dumped, figures):
     settings = layered(*HALVES, delta=delta, outside_places="pix+channel")
     found = dumped(settings, given, height=128)
     units = in_host_order(found, {0, 1})
-    kinds, worst = {"one": 0, "several": 0, "ambiguous": 0}, 0.0
+    again = FusedAgain()
     for layer, tensor in enumerate(found.got):
         here = [unit[layer] for unit in units]
         places = halves_at(tensor, sides)
@@ -152,29 +152,20 @@ def test_over_the_papers_fusion(host, dumped, figures):
         limit = ROUNDING * scale(inside)
         error = (tensor.double() - inside).abs().amax(1)[(left == 0) & ~unsure]
         assert float(error.max()) < limit, layer
-        worst = max(worst, float(error.max()))
+        again.worst = max(again.worst, float(error.max()))
         # f + (1 - T) (P - S), solved for P where enough of it is there.
         outside = ((left >= 0.5) & ((left == 1) | ~unsure))[:, None]
         share, added = left.clamp_min(0.5)[:, None], sum(unit.double() for unit in here)
         paper = added + (tensor.double() - inside) / share
         if layer == len(found.got) - 1:
-            wanted, doubtful = channel_oracle(here, delta)
-            asked = outside & ~doubtful[..., None, None]
-            error = float((paper - wanted).abs()[asked.expand_as(paper)].max())
+            again.channels(here, paper, delta, 2 * limit, outside)
         else:
             # Inside the places P cannot be seen: the oracle is shown our own there.
             paper = torch.where(outside, paper, pix_fusion(here, delta).double())
-            snapped, error = snap(paper, here)
-            of_layer = assert_pixels_follow_formula(here, delta, snapped, variance=False)
-            kinds = {kind: kinds[kind] + of_layer[kind] for kind in kinds}
-        assert error < 2 * limit, layer
-        worst = max(worst, error)
-    assert kinds["one"] > 0
-    assert kinds["several"] > 0
-    figures["layers over the paper's fusion of 3 units recomputed"] = (
-        f"{kinds['one']} pixels of one unit, {kinds['several']} averaged, {kinds['ambiguous']} too "
-        f"close to call; largest difference {worst:.1e}"
-    )
+            again.pixels(here, paper, delta, 2 * limit)
+    assert again.kinds["one"] > 0
+    assert again.kinds["several"] > 0
+    figures["layers over the paper's fusion of 3 units recomputed"] = str(again)
 
 
 def test_places_of_words(host, dumped, figures):
