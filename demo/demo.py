@@ -92,7 +92,7 @@ def run(options: DemoOptions) -> int:
         side = RANDOM_SIZE if options.random_weights else native_size(pipe)
         examples = _examples(options, options.size or (side, side))
         if options.controlnets is None:
-            pipe = with_controlnets(pipe, examples[0].nets)
+            pipe = with_controlnets(pipe, examples[0].nets(len(pipe.controlnet.nets)))
         results = _generate_all(pipe, examples, options)
         figure = _figure(examples, results, options)
         figure.save(options.out)
@@ -326,7 +326,7 @@ def load_family(
     controlnets: Sequence[str | Path] | None = None,
     device: str | torch.device = "cpu",
 ) -> Any:
-    """Load a pipeline of that family with several ControlNets.
+    """Load a pipeline of that family with several ControlNets; the bundled model has three.
 
     Args:
         family: a key of `FAMILIES`.
@@ -339,7 +339,7 @@ def load_family(
         ModelError: something is missing, cannot be read, or is of another family.
     """
     if family == "sd15":
-        return load_pipeline(model, controlnets, device)
+        return load_pipeline(model, controlnets, device, several=True)
     place = usable_device(device)
     if model is None:
         return _random(family).to(place)

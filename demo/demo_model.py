@@ -21,6 +21,7 @@ from . import ROOT
 
 BUNDLED = ROOT / "models" / "demo"
 CONTROLNETS = ("controlnet-outline", "controlnet-regions")
+OUTLINES = "controlnet-outlines"  # in place of the first where there are several objects
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 INDEX = "model_index.json"
 
@@ -34,6 +35,7 @@ def load_pipeline(
     controlnets: Sequence[str | Path] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    several: bool = False,
 ) -> StableDiffusionControlNetPipeline:
     """Load a Stable Diffusion 1.5 pipeline with several ControlNets and the UniPC sampler.
 
@@ -44,6 +46,8 @@ def load_pipeline(
             the model's own folder, as the bundled model's do.
         device: "cpu", "cuda", "mps".
         dtype: of the weights; None is float32 on a CPU and float16 elsewhere.
+        several: a third one comes after the model's own two: that for outlines of several
+            objects, where it has one; see `with_controlnets`.
 
     Raises:
         ModelError: something is missing, cannot be read, or is not Stable Diffusion 1.5.
@@ -60,6 +64,8 @@ def load_pipeline(
         if not all((folder / name).is_dir() for name in CONTROLNETS):
             raise ModelError(f"{source} comes with no ControlNets: name two of your own")
         controlnets = [folder / name for name in CONTROLNETS]
+        if several and (folder / OUTLINES).is_dir():
+            controlnets.append(folder / OUTLINES)
     if len(controlnets) < 2:
         raise ModelError(f"{len(controlnets)} ControlNet given: the method fuses two or more")
     for net in controlnets:
@@ -112,7 +118,10 @@ def with_one_controlnet(pipe: Any, number: int) -> StableDiffusionControlNetPipe
 
 
 def with_controlnets(pipe: Any, numbers: Sequence[int]) -> Any:
-    """The same model with these of its ControlNets, in this order; its parts are shared."""
+    """The same model with these of its ControlNets, in this order; its parts are shared.
+
+    One may be there more than once.
+    """
     if list(numbers) == list(range(len(pipe.controlnet.nets))):
         return pipe
     nets = [pipe.controlnet.nets[number] for number in numbers]

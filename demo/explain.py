@@ -25,7 +25,7 @@ from lib_ccn.webui.pictures import Result
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
 
 from .command_line import OutputError, prepare_folder
-from .demo_model import ModelError, generate, load_pipeline
+from .demo_model import ModelError, generate, load_pipeline, with_controlnets
 from .examples import Example, bundled_examples
 from .explain_layers import layers_figure
 from .figures import (
@@ -63,11 +63,12 @@ def run(given: argparse.Namespace) -> int:
     ).at_steps(given.steps)
     try:
         prepare_folder("--out", given.out)
-        pipe = load_pipeline()
+        pipe: Any = load_pipeline(several=True)
     except (OutputError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, OutputError) else 1
-    work = Explanation(pipe, example, given.steps, given.steps // 4, settings)
+    fitting = with_controlnets(pipe, example.nets(len(pipe.controlnet.nets)))
+    work = Explanation(fitting, pipe, example, given.steps, given.steps // 4, settings)
     for name, figure in draw_all(work).items():
         path = given.out / name
         figure.quantize(128).save(path, optimize=True)
@@ -99,7 +100,8 @@ class Explanation:
     """One example, and how it is made.
 
     Attributes:
-        pipe: the demo model's.
+        pipe: the demo model's, for the example.
+        everything: the same with all its ControlNets.
         example: prompt, word, conditions.
         steps: of the sampler.
         watch: the step whose residuals are shown.
@@ -107,6 +109,7 @@ class Explanation:
     """
 
     pipe: Any
+    everything: Any
     example: Example
     steps: int
     watch: int
@@ -182,7 +185,7 @@ def draw_all(work: Explanation) -> dict[str, Image.Image]:
         "delta.png": delta_figure(work),
         "methods.png": methods_figure(work),
         "strip.png": strip_figure(work),
-        "layers.png": layers_figure(work.pipe, work.steps, work.settings),
+        "layers.png": layers_figure(work.everything, work.steps, work.settings),
     }
 
 

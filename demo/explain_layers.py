@@ -22,12 +22,12 @@ def layers_figure(pipe: Any, steps: int, settings: Settings) -> Image.Image:
     """Two objects, each with a ControlNet of its own: added up, the paper's fusion, layers.
 
     Args:
-        pipe: the demo model's.
+        pipe: the demo model's, with the ControlNet for several objects.
         steps: of the sampler.
         settings: of the method; there is no injection.
     """
     examples = two_object_examples()
-    pipe = with_controlnets(pipe, examples[0].nets)
+    pipe = with_controlnets(pipe, examples[0].nets(len(pipe.controlnet.nets)))
     rows = []
     for example in examples:
         pictures = [to_image(condition) for condition in example.conditions]
@@ -50,7 +50,7 @@ def layers_figure(pipe: Any, steps: int, settings: Settings) -> Image.Image:
         rows.append(Row(example.prompt, f"layers: {example.layers}", pictures))
     names = ["Unit 0", "Unit 1", "Unit 2", *RULES, "Their places"]
     footer = (
-        f"UniPC, {steps} steps, no injection. Scenes that were chosen: the plain sum mixes up or "
-        "loses an object in each."
+        f"UniPC, {steps} steps, no injection. Scenes that were chosen: the plain sum keeps less of "
+        "the objects, and loses one where one is in front of the other."
     )
     return draw_figure([Column(name) for name in names], rows, footer, cell=192)

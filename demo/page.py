@@ -75,12 +75,14 @@ class Start:
         preset: whose values the accordion shows.
         finished: the first example's plain sum and fused picture, made beforehand; None for a
             model that did not make them.
+        units: how many are on.
     """
 
     examples: list[Example]
     guidance_scale: float
     preset: str
     finished: tuple[Image.Image, Image.Image] | None = None
+    units: int = 2
 
 
 def run(options: PageOptions) -> int:
@@ -88,7 +90,7 @@ def run(options: PageOptions) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     print("loading the model ...", file=sys.stderr, flush=True)
     try:
-        pipe: Any = load_pipeline(options.model, options.controlnets, options.device)
+        pipe: Any = load_pipeline(options.model, options.controlnets, options.device, several=True)
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -100,6 +102,7 @@ def run(options: PageOptions) -> int:
         guidance_scale=BUNDLED_GUIDANCE if bundled else GUIDANCE,
         preset=starting_preset(store, bundled),
         finished=finished() if bundled else None,
+        units=2 if options.controlnets is None else len(options.controlnets),
     )
     names = [str(net.config.get("_name_or_path") or "") for net in pipe.controlnet.nets]
     studio = Studio(pipe, short_names([Path(name).name or "ControlNet" for name in names]))
@@ -218,7 +221,7 @@ def build(studio: Studio, store: PresetStore, start: Start) -> gr.Blocks:
             with gr.Column(scale=6, min_width=480):
                 shown.update(controls.results(*map(shown_picture, start.finished or (None, None))))
             with gr.Column(scale=5, min_width=420):
-                units, fold = controls.units(studio.names)
+                units, fold = controls.units(studio.names, start.units)
                 sampler = controls.sampler(start.guidance_scale)
                 accordion = Accordion(TAB, store, start.preset, UNITS)
                 accordion.follow_units([net for _, net, _ in units])

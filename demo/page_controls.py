@@ -72,8 +72,10 @@ def examples(thumbnails: list[Image.Image]) -> Any:
     )
 
 
-def units(names: Sequence[str]) -> tuple[list[list[Any]], Any]:
+def units(names: Sequence[str], on: int) -> tuple[list[list[Any]], Any]:
     """The conditions, in the boxes that the badge counts as a WebUI's units; the last one's fold.
+
+    So many of them are `on`, two at least.
 
     Gradio leaves out of the page what is folded and never was open: who turns the last one on has
     to open it too, so that the badge can count it.
@@ -82,8 +84,8 @@ def units(names: Sequence[str]) -> tuple[list[list[Any]], Any]:
     with gr.Column(elem_id=f"{TAB}_controlnet"):
         with gr.Row():
             made += [_unit(names, number, is_on=True) for number in range(2)]
-        with gr.Accordion("A third condition", open=len(names) > 2) as fold:
-            made.append(_unit(names, 2, is_on=len(names) > 2))
+        with gr.Accordion("A third condition", open=on > 2) as fold:
+            made.append(_unit(names, 2, is_on=on > 2))
     return made, fold
 
 

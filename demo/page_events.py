@@ -116,7 +116,8 @@ class Events:
         """What an example puts on the page, in the order of `FILLED`, and the status."""
         example = self._examples[number]
         pictures = [editor_value(shown_condition(one)) for one in example.conditions]
-        nets = [self._studio.names[net] for net in example.nets]
+        names = self._studio.names
+        nets = [names[net] for net in example.nets(len(names))]
         spare = UNITS - len(pictures)
         several = bool(example.further)
         return [

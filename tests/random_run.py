@@ -27,7 +27,7 @@ def save_random_run(folder: Path) -> Path:
     build_text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
     unet.save_pretrained(folder / "unet")
     DDIMScheduler(**NOISE_SCHEDULE).save_pretrained(folder / "scheduler")
-    for name in ("outline", "regions"):
+    for name in ("outline", "regions", "outlines"):
         controlnet = build_controlnet(unet)
         for path, parameter in controlnet.named_parameters():
             if "controlnet_" in path and path.endswith("weight"):

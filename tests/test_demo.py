@@ -25,7 +25,7 @@ from demo.demo_model import (
     with_one_controlnet,
     without_controlnets,
 )
-from demo.examples import bundled_examples
+from demo.examples import bundled_examples, two_object_examples
 from demo.figures import Column, Row, draw_figure, overlay, to_image
 from demo.options import ONE_OBJECT, parse_demo
 from lib_ccn.settings import Settings, fields
@@ -93,7 +93,7 @@ def test_two_objects_each_with_its_place(model, tmp_path, capsys):
     more = ["--layers", "1 star, 0 ring", "--fusion", "layers", "--columns", "full"]
     assert demo(model, *own, *more, "--out", str(out)) == 0
     said = capsys.readouterr().out
-    assert "1: controlnet-outline: mask from word star" in said
+    assert "1: controlnet-outlines: mask from word star" in said
     assert "2: controlnet-regions (background)" in said
 
 
@@ -128,6 +128,21 @@ def test_noise_depends_on_the_seed_only(model):
     alone = generate(pipe, ["a blue ring"], [5], steps=1, size=(64, 64))
     assert torch.allclose(both[1:], alone, atol=1e-4)
     assert both.shape == (2, 3, 64, 64)
+
+
+def test_outlines_of_several_objects_have_a_controlnet_of_their_own(model, tmp_path):
+    pipe = load_pipeline(model, several=True)
+    names = [Path(net.config["_name_or_path"]).name for net in pipe.controlnet.nets]
+    assert names == ["controlnet-outline", "controlnet-regions", "controlnet-outlines"]
+    one, two = bundled_examples()[0], two_object_examples()[0]
+    assert (one.nets(3), two.nets(3)) == ([0, 1], [2, 2, 1])
+    assert (one.nets(2), two.nets(2)) == ([0, 1], [0, 0, 1]), "a model that has none"
+    assert len(load_pipeline(model).controlnet.nets) == 2
+    older = shutil.copytree(model, tmp_path / "older")
+    shutil.rmtree(older / "controlnet-outlines")
+    assert len(load_pipeline(older, several=True).controlnet.nets) == 2
+    named = [model / name for name in names[:2]]
+    assert len(load_pipeline(model, named, several=True).controlnet.nets) == 2
 
 
 def test_one_controlnet_alone(model):

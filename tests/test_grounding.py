@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from demo.world import SHAPES
-from training import stages
+from training import lessons, stages
 from training.captions import CaptionTokens
 from training.command import main
 from training.data import Mix, draw_batch
@@ -27,9 +28,9 @@ TOKENS, SIDE = 8, 4
 
 
 def looking(at: Tensor, word: int = 3) -> Tensor:
-    """A map [1, 16, 8] in which the word and the one before it look at [4, 4]."""
+    """A map [1, 16, 8] in which a word looks at [4, 4]."""
     found = torch.full((1, SIDE * SIDE, TOKENS), 1e-4)
-    found[..., word] = found[..., word - 1] = at.flatten()
+    found[..., word] = at.flatten()
     return found
 
 
@@ -49,11 +50,9 @@ def test_a_word_that_looks_at_all_of_its_object_and_nowhere_else_has_nothing_to_
     inside = masks[0, 0, ::2, ::2]
     for strength in (1e-3, 0.2, 0.9):  # how much of a pixel's attention it has does not matter
         assert loss([looking(inside * strength)], masks) == pytest.approx(0, abs=1e-6)
-    colour_astray = looking(inside)
-    colour_astray[..., 2] = 0.1
-    assert loss([colour_astray], masks) > 0.1
-    noun_alone = grounding_loss([colour_astray], torch.tensor([[3, -1]]), masks, words=1)
-    assert float(noun_alone) == pytest.approx(0, abs=1e-6)
+    others_astray = looking(inside)
+    others_astray[..., 2] = 0.1
+    assert loss([others_astray], masks) == pytest.approx(0, abs=1e-6)
 
 
 def test_looking_elsewhere_or_at_a_part_costs_more_the_more_there_is_of_it(masks):
@@ -75,12 +74,11 @@ def test_the_loss_is_the_mean_of_its_formula(masks):
         n = round(found.shape[1] ** 0.5)
         for thing, word in ((0, 3), (1, 6)):
             share = masks[0, thing].double().view(n, 8 // n, n, 8 // n).mean((1, 3)).flatten()
-            for token in (word, word - 1):
-                a = found[0, :, token]
-                mu = (a * share).sum() / share.sum()
-                apart = (a / mu - share).abs()
-                smooth = torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
-                expected.append((1 - (a * share).sum() / a.sum()) ** 2 + smooth)
+            a = found[0, :, word]
+            mu = (a * share).sum() / share.sum()
+            apart = (a / mu - share).abs()
+            smooth = torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
+            expected.append((1 - (a * share).sum() / a.sum()) ** 2 + smooth)
     found = grounding_loss(maps, torch.tensor([[3, 6]]), masks.double())
     assert float(found) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-9)
 
@@ -114,7 +112,7 @@ def test_words_stand_where_the_caption_has_them(tmp_path):
 
 
 def test_times_are_of_the_noisiest_third_as_often_as_said(tmp_path, monkeypatch):
-    shop = stages.Workshop(tmp_path, stages.Options(grounded=True))
+    shop = stages.Workshop(tmp_path, stages.Options())
     seen: list[Tensor] = []
 
     class Pool:
@@ -129,16 +127,18 @@ def test_times_are_of_the_noisiest_third_as_often_as_said(tmp_path, monkeypatch)
         return noisy
 
     class Nothing:
-        def take(self) -> list[Tensor]:
-            return [torch.ones(400, 16, 77) / 77]
+        noisiest = torch.tensor(lessons.NOISIEST)
+
+        def losses(self, batch: dict[str, Tensor], _tokens: Tensor) -> Tensor:
+            return torch.zeros(len(batch["tokens"]))
 
     def encoder(tokens: Tensor) -> tuple[Tensor]:
         return (tokens.float(),)
 
     tokenizer = build_tokenizer(tmp_path / "tokenizer")
     torch.manual_seed(0)
-    for grounded in (Nothing(), None):
-        ask = shop._denoising("outline", Pool(), tokenizer, encoder, predict, grounded)
+    for taught in (Nothing(), None):
+        ask = shop._denoising(Pool(), tokenizer, encoder, predict, taught)
         assert torch.isfinite(ask(400))
     share = [float((t >= 667).float().mean()) for t in seen]
     assert share[0] == pytest.approx(0.6 + 0.4 / 3, abs=0.07)
@@ -155,10 +155,38 @@ def test_the_noisiest_levels_count_something_where_that_is_asked_for():
         assert other == max(weight, 0.1)
 
 
+def test_lessons_fade_and_what_is_said_loudly_counts_to_the_end():
+    torch.manual_seed(0)
+    unet = build_unet()
+    controlnet = build_controlnet(unet)
+    taught = lessons.Lessons(unet, controlnet)
+    batch = {**a_batch(), "nouns": torch.tensor([[3, 5]] * 2)}
+    tokens = torch.zeros(2, 77, dtype=torch.long)
+    tokens[:, 2], tokens[:, 4] = 3, 5
+    shown = torch.maximum(batch["first"], batch["second"])[:, None].expand(-1, 3, -1, -1) / 255
+    schedule, steps = Schedule(steps=1, batch=1, rate=1.0), []
+    before = taught.before(schedule, steps.append)
+    schedule.steps = 100  # known only when some steps are done
+    found = {}
+    for step in (0, 40, 55, 70, 99):
+        before(step)
+        latents, text = torch.ones(2, 4, 32, 32), torch.ones(2, 77, 96)
+        down, mid = controlnet(latents, 999, text, shown, return_dict=False)
+        unet(latents, 999, text)
+        taught.hear(shown, [*down, mid + 3])
+        found[step] = float(taught.losses(batch, tokens).mean().detach())
+        assert float(taught.noisiest) == pytest.approx(lessons.NOISIEST * float(taught.left))
+    assert steps == [0, 40, 55, 70, 99]
+    loud = lessons.LOUDNESS * 9 / len([*down, mid])
+    assert found[70] == found[99] == pytest.approx(loud, rel=1e-4)
+    assert found[0] == found[40] > 5 * loud
+    assert found[55] - loud == pytest.approx((found[0] - loud) / 2, rel=1e-4)
+
+
 def test_a_loud_residual_counts_whatever_its_size():
     quiet, loud = torch.ones(2, 8, 16, 16), torch.full((2, 32, 4, 4), 3.0)
     loud[1] = 0
-    assert stages.loudness([quiet, loud]).tolist() == [(1 + 9) / 2, 1 / 2]
+    assert lessons.loudness([quiet, loud]).tolist() == [(1 + 9) / 2, 1 / 2]
 
 
 def test_maps_are_those_of_the_cross_attention():
@@ -184,35 +212,30 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.timeout(120)
-def test_training_goes_on_from_a_models_parts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_outlines", [True, False])
+def test_training_goes_on_from_a_models_parts(tmp_path, monkeypatch, has_outlines):
     model, run = save_random_run(tmp_path / "model"), tmp_path / "run"
+    if not has_outlines:
+        shutil.rmtree(model / "controlnet-outlines")
     for stage in stages.STAGES:
         short = Schedule(steps=1, batch=4, rate=1e-3, warmup=1)
         monkeypatch.setitem(stages.SCHEDULES, stage, short)
-    words: list[Any] = [
-        "grounding",
-        "outline",
-        "--grounded",
-        "--from",
-        model,
-        "--out",
-        run,
-        "--rate",
-        "1e-9",
-    ]
+    words: list[Any] = ["outline", "outlines", "--from", model, "--out", run, "--rate", "1e-9"]
     assert main([str(word) for word in [*words, "--pool", 64, "--batch", 3]]) == 0
-    for part in ("unet", "text_encoder", "controlnet-outline"):
-        old, new = weights(model / part), weights(run / part)
+    # At next to no rate each is what it began as; a model without one for several objects has one
+    # that began as that for one.
+    before = model / "controlnet-outlines" if has_outlines else run / "controlnet-outline"
+    for part, begun in (("outline", model / "controlnet-outline"), ("outlines", before)):
+        old, new = weights(begun), weights(run / f"controlnet-{part}")
         assert old.keys() == new.keys()
-        # At next to no rate each is what it began as.
         assert all(torch.allclose(old[key], new[key], atol=1e-6) for key in old)
-    report = json.loads((run / "outline.json").read_text())
+    report = json.loads((run / "outlines.json").read_text())
     assert (report["batch"], report["rate"], report["steps"]) == (3, 1e-9, 1)
 
 
 def test_a_model_to_go_on_from_must_be_one(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["grounding", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "run")])
+        main(["outline", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "run")])
     assert "--from" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["vae", "--from", str(save_random_run(tmp_path / "m")), "--out", str(tmp_path / "r")])

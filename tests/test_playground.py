@@ -353,7 +353,7 @@ class TestStudio:
         one, two, rest = example.conditions
         units = (UnitOrder(0, 1, rest), UnitOrder(2, 0, two), UnitOrder(3, 0, one))
         settings = order.settings.replace(
-            foreground_word="", fusion="layers", inject=False, layers="3 ring, 2 star"
+            foreground_word="", fusion="layers", inject=False, layers="3 star, 2 triangle"
         )
         given = replace(order, prompt=example.prompt, units=units, settings=settings)
         made = studio.make(given)
@@ -367,7 +367,7 @@ class TestStudio:
         assert "no mask yet" in views.mask_view(made, 0)[1]
         assert "all added up" in views.winner_note(made, 2, 0)
         with pytest.raises(SettingsError, match=r"layers = 1 .*one of \[0, 2, 3\], which are on"):
-            studio.make(replace(given, settings=settings.replace(layers="3 ring, 1 star")))
+            studio.make(replace(given, settings=settings.replace(layers="3 star, 1 triangle")))
 
     @pytest.mark.parametrize("after", [1, STEPS + 1])
     def test_cancelled_it_ends_and_leaves_nothing(self, studio, order, outcome, after):

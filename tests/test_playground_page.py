@@ -48,7 +48,7 @@ def browser_tools():
 
 @pytest.fixture(scope="module")
 def studio():
-    return Studio(load_pipeline(), ("outline", "regions"))
+    return Studio(load_pipeline(several=True), ("outline", "regions", "outlines"))
 
 
 @pytest.fixture
@@ -236,9 +236,9 @@ class TestEvents:
         prompt, seed, *rest, _ = events.example_values(len(bundled_examples()) + 1)
         assert (prompt, seed) == (example.prompt, example.seed)
         assert [type(picture) for picture in rest[:3]] == [dict] * 3
-        assert rest[3:9] == ["outline", "outline", "regions", True, True, True]
+        assert rest[3:9] == ["outlines", "outlines", "regions", True, True, True]
         *held, fold = rest[9:]
-        assert held == ["", "0 star, 1 cross", "auto", "layers (each unit its place)"]
+        assert held == ["", "0 star, 1 triangle", "auto", "layers (each unit its place)"]
         assert fold == page.gr.update(open=True), "the page's script counts what is there"
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from demo import metrics
-from demo.demo_model import BUNDLED, CONTROLNETS, ModelError, load_pipeline
+from demo.demo_model import BUNDLED, CONTROLNETS, OUTLINES, ModelError, load_pipeline
 from demo.drawing import draw_layouts
 from demo.scenes import COLOURS, REGION_NAMES, SHAPES, place_two, write_caption
 from training import export as exporting
@@ -57,7 +57,14 @@ def test_every_stage_runs_and_the_run_becomes_a_model(tmp_path, monkeypatch):
         shop.run(stage)
         report = json.loads((run / f"{stage}.json").read_text())
         assert report["steps"] == 2
-    for name in ("vae", "unet", "text_encoder", "controlnet-outline", "controlnet-regions"):
+    for name in (
+        "vae",
+        "unet",
+        "text_encoder",
+        "controlnet-outline",
+        "controlnet-regions",
+        OUTLINES,
+    ):
         assert all(value.isfinite().all() for value in weights(run, name).values())
 
     # Each ControlNet is the base model's encoder to begin with, and moved from it on its own.
@@ -69,6 +76,10 @@ def test_every_stage_runs_and_the_run_becomes_a_model(tmp_path, monkeypatch):
         assert any(".attn1." in key and not torch.equal(own[key], base[key]) for key in shared)
     outline, regions = weights(run, "controlnet-outline"), weights(run, "controlnet-regions")
     assert any(not torch.equal(outline[key], regions[key]) for key in outline)
+    # That for several objects goes on from that for one.
+    outlines = weights(run, OUTLINES)
+    apart = [float((outlines[key] - outline[key]).abs().max()) for key in outline]
+    assert 0 < max(apart) < 0.01
 
     exporting.main(["--run", str(run), "--to", str(tmp_path / "model")])
 

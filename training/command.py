@@ -62,11 +62,6 @@ def main(argv: list[str] | None = None) -> int:
         help="leave the ControlNets' self-attention as the base model's",
     )
     parser.add_argument(
-        "--grounded",
-        action="store_true",
-        help="teach words to look at their own objects, so that two do not mix (one stage more)",
-    )
-    parser.add_argument(
         "--from",
         dest="start",
         type=Path,
@@ -114,7 +109,6 @@ def work(index: int, arguments: argparse.Namespace) -> None:
         chunk=arguments.chunk,
         reuse=arguments.reuse,
         frozen_attention=arguments.frozen_attention,
-        grounded=arguments.grounded or "grounding" in arguments.stages,
         start=arguments.start,
         batch=arguments.batch,
         rate=arguments.rate,
@@ -122,8 +116,7 @@ def work(index: int, arguments: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     workshop = Workshop(arguments.out, options)
-    usual = [stage for stage in STAGES if options.grounded or stage != "grounding"]
-    for stage in arguments.stages or usual:
+    for stage in arguments.stages or STAGES:
         workshop.run(stage)
         wait()
 

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 from demo.command_line import silence_libraries
 from demo.demo_model import (
     CONTROLNETS,
+    OUTLINES,
     ModelError,
     generate,
     load_pipeline,
@@ -28,7 +29,7 @@ NETWORKS: dict[str, Any] = {
     "vae": AutoencoderKL,
     "unet": UNet2DConditionModel,
     "text_encoder": CLIPTextModel,
-    **dict.fromkeys(CONTROLNETS, ControlNetModel),
+    **dict.fromkeys((*CONTROLNETS, OUTLINES), ControlNetModel),
 }
 
 

@@ -65,7 +65,7 @@ KINDS = (
     Kind("region map with the object", ("region_map",), gates={"iou": 0.90, "accuracy": 0.97}),
     Kind("region map without the object", ("landscape_map",), gates={"accuracy": 0.96}),
     Kind("two objects: caption alone", gates={"kept": 0.90}, two=True),
-    Kind("two objects: both outlines", ("outline",), two=True),
+    Kind("two objects: both outlines", ("outline",), gates={"kept": 0.90}, two=True),
     Kind("two objects: region map", ("region_map",), two=True),
     *(Kind(f"conflict: {n}", ("outline", "landscape_map"), s) for n, s in METHODS.items()),
     *(Kind(f"agreeing: {n}", ("outline", "region_map"), s) for n, s in AGREEING.items()),
@@ -160,7 +160,7 @@ def run(given: argparse.Namespace) -> int:
         for option in ("json", "sheet"):
             if getattr(given, option) is not None:
                 prepare_file(f"--{option}", getattr(given, option))
-        pipe = load_pipeline(given.model, device=given.device, dtype=torch.float32)
+        pipe = load_pipeline(given.model, device=given.device, dtype=torch.float32, several=True)
     except (OutputError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -48,7 +48,7 @@ class CrossAttentionMaps:
 
 
 def word_places(tokens: Tensor, nouns: Tensor) -> Tensor:
-    """Where each object's noun stands in a caption; its colour stands just before it.
+    """Where each object's noun stands in a caption.
 
     Args:
         tokens: long [B, 77].
@@ -61,8 +61,10 @@ def word_places(tokens: Tensor, nouns: Tensor) -> Tensor:
     return torch.where(same.any(-1), same.int().argmax(-1), -1)
 
 
-def grounding_loss(maps: list[Tensor], places: Tensor, masks: Tensor, words: int = 2) -> Tensor:
-    """How far nouns and their colours look beside their objects, and how unevenly at them.
+def grounding_loss(maps: list[Tensor], places: Tensor, masks: Tensor) -> Tensor:
+    """How far nouns look beside their objects, and how unevenly at them.
+
+    Nouns alone: CLIP reads from left to right, so that a colour does not know whose it is.
 
     For a word's map a over pixels u, the object's share m of each, and the mean of a inside,
     mu = sum(a m) / sum(m): TokenCompose's (1 - sum(a m) / sum(a))^2 plus the mean over u of the
@@ -72,25 +74,22 @@ def grounding_loss(maps: list[Tensor], places: Tensor, masks: Tensor, words: int
         maps: by layer, [B, pixels, tokens].
         places: long [B, objects], the nouns' positions; -1 where there is nothing to learn.
         masks: float [B, objects, H, W], the objects.
-        words: 2 for the noun and its colour, 1 for the noun alone: CLIP reads from left to right,
-            so that a colour does not know whose it is.
 
     Returns:
-        [B], the mean over layers, objects and words; 0 where there is no object.
+        [B], the mean over layers and objects; 0 where there is no object.
     """
     total = torch.zeros(len(places), device=places.device)
     there = (places > 0) & (masks.flatten(2).amax(2) > 0)
-    count = (words * len(maps) * there.sum(1)).clamp_min(1)
+    count = (len(maps) * there.sum(1)).clamp_min(1)
+    nouns = places.clamp_min(0)
     for layer in maps:
         side = round(layer.shape[1] ** 0.5)
         share = F.adaptive_avg_pool2d(masks, side).flatten(2)
-        for back in range(words):
-            word = (places - back).clamp_min(0)
-            seen = layer.gather(2, word[:, None, :].expand(-1, layer.shape[1], -1)).movedim(2, 1)
-            inside = (seen * share).sum(2)
-            mean = inside / share.sum(2).clamp_min(1e-6)
-            beside = (1 - inside / seen.sum(2).clamp_min(1e-12)).square()
-            ratio = seen / mean.clamp_min(1e-12)[:, :, None]
-            uneven = F.smooth_l1_loss(ratio, share, reduction="none").mean(2)
-            total = total + torch.where(there, beside + uneven, 0).sum(1)
+        seen = layer.gather(2, nouns[:, None, :].expand(-1, layer.shape[1], -1)).movedim(2, 1)
+        inside = (seen * share).sum(2)
+        mean = inside / share.sum(2).clamp_min(1e-6)
+        beside = (1 - inside / seen.sum(2).clamp_min(1e-12)).square()
+        ratio = seen / mean.clamp_min(1e-12)[:, :, None]
+        uneven = F.smooth_l1_loss(ratio, share, reduction="none").mean(2)
+        total = total + torch.where(there, beside + uneven, 0).sum(1)
     return total / count

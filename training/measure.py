@@ -18,6 +18,7 @@ from demo import metrics
 from demo.demo_model import (
     generate,
     native_size,
+    with_controlnets,
     with_one_controlnet,
     without_controlnets,
 )
@@ -90,13 +91,22 @@ class Bench:
         size = self.batch
         return [g[i : i + size] for g in groups.values() for i in range(0, len(g), size)]
 
+    def _net(self, condition: str) -> int:
+        """The ControlNet that reads a condition: of several objects' outlines the third."""
+        if condition != "outline":
+            return 1
+        several = isinstance(self.scenes, TwoObjects) and len(self.pipe.controlnet.nets) > 2
+        return 2 if several else 0
+
     def _make(self, kind: Kind, numbers: list[int], bar: tqdm) -> tuple[Tensor, Tensor | None]:
         conditions = [getattr(self.scenes, name)[numbers] for name in kind.conditions]
         pipe: Any = self.pipe
         if not conditions:
             pipe = without_controlnets(pipe)
         elif len(conditions) == 1:
-            pipe = with_one_controlnet(pipe, int(kind.conditions != ("outline",)))
+            pipe = with_one_controlnet(pipe, self._net(kind.conditions[0]))
+        else:
+            pipe = with_controlnets(pipe, [self._net(name) for name in kind.conditions])
         method: Any = nullcontext()
         if kind.settings is not None:
             settings = Settings.from_dict({"inject": False, **kind.settings})

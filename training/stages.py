@@ -1,4 +1,4 @@
-"""Stages: the autoencoder, the base model, its grounding, and a ControlNet for each condition."""
+"""Stages: the autoencoder, the base model, and a ControlNet for each condition."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from training.data import (
     PicturePool,
     ScenePool,
     map_palette,
-    object_masks,
     outline_condition,
     regions_condition,
     tokenize,
 )
-from training.grounding import CrossAttentionMaps, grounding_loss, word_places
+from training.lessons import LEAST_WEIGHT, Lessons
 from training.loop import Schedule, rank, train, wait, world
 from training.models import (
     NOISE_SCHEDULE,
@@ -37,39 +36,23 @@ from training.models import (
     layout_for,
     noise_levels,
 )
-from training.recognition import ShapeHeads
 
 SCHEDULES = {
     "vae": Schedule(steps=2400, batch=64, rate=2e-3),
     "base": Schedule(steps=8800, batch=128, rate=1.5e-3, warmup=300, ema=0.999),
-    "grounding": Schedule(steps=1200, batch=32, rate=2e-4, warmup=50, ema=0.99),
     "outline": Schedule(steps=1600, batch=128, rate=6e-4, warmup=200),
     "regions": Schedule(steps=1600, batch=128, rate=6e-4, warmup=200),
+    "outlines": Schedule(steps=3900, batch=128, rate=6e-4, warmup=200),
 }
 STAGES = tuple(SCHEDULES)
 PARTS = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")  # what ControlNets begin with
 CAPTION_DROPOUT = 0.10
-# The region map is to be obeyed against the caption too: some captions name an object where
-# neither map nor picture has one.
-MIXES = {"regions": Mix(object_free=0.20, stranger=0.40)}
-# With `Options.grounded`: more scenes of two objects.
-GROUNDED_MIXES = {
-    "grounding": Mix(two=0.60, overlapping=0.40),
-    "outline": Mix(two=0.80, overlapping=0.40),
-    "regions": Mix(object_free=0.20, two=0.50, overlapping=0.40, stranger=0.40),
+MIXES = {
+    # The region map is to be obeyed against the caption too: some captions name an object where
+    # neither map nor picture has one.
+    "regions": Mix(object_free=0.20, stranger=0.40),
+    "outlines": Mix(two=0.50, overlapping=0.40),
 }
-# And weights of the further losses beside the denoising loss, which is about 0.02; and of the times
-# how many are of the noisiest third: there an outline alone says which word is where, and there
-# colours settle.
-GROUNDING = {"grounding": 0.02, "outline": 0.05, "regions": 0.02}
-RECOGNITION = 0.02
-# Of the mean square of the outline unit's residuals: taught by the other losses it would say all it
-# can as loudly as it can, in the middle above all, where ChannelFusion hears who is loudest.
-LOUDNESS = 1e-3
-NOISIEST = {"outline": 0.60}
-# There the denoising loss hardly counts, and who learns from the other two alone no longer leaves
-# the landscape be: it counts so much at least.
-LEAST_WEIGHT = 0.10
 
 
 @dataclass(frozen=True)
@@ -86,8 +69,6 @@ class Options:
         chunk: how many of them are drawn at a time.
         reuse: how often a scene is used on average before it is replaced.
         frozen_attention: leave the ControlNets' self-attention as the base model's.
-        grounded: words are taught to look at their own objects, and outlines are recognised, so
-            that two objects do not mix; the bundled model was made without.
         start: a model's folder, whose parts are gone on from.
         batch: instead of every stage's.
         rate: instead of every stage's.
@@ -102,7 +83,6 @@ class Options:
     chunk: int = 64
     reuse: int = 8
     frozen_attention: bool = False
-    grounded: bool = False
     start: Path | None = None
     batch: int | None = None
     rate: float | None = None
@@ -188,38 +168,13 @@ class Workshop:
         tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
         encoder = build_text_encoder(tokenizer).to(self.device)
         unet = for_training(build_unet(), self.device)
-        history = self._learned_base("base", schedule, tokenizer, encoder, unet, Mix())
-        self._keep(DDIMScheduler(**NOISE_SCHEDULE), "scheduler")
-        return history
-
-    def _grounding(self, schedule: Schedule) -> list[float]:
-        """The base model learns on, and its words to look at their own objects."""
-        tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
-        encoder = self._finished(CLIPTextModel, "text_encoder").train().requires_grad_(True)
-        unet = for_training(self._finished(UNet2DConditionModel, "unet"), self.device)
-        unet.train().requires_grad_(True)
-        mix, maps = GROUNDED_MIXES["grounding"], CrossAttentionMaps(unet)
-        return self._learned_base("grounding", schedule, tokenizer, encoder, unet, mix, maps)
-
-    def _learned_base(
-        self,
-        stage: str,
-        schedule: Schedule,
-        tokenizer: CLIPTokenizer,
-        encoder: CLIPTextModel,
-        unet: UNet2DConditionModel,
-        mix: Mix,
-        maps: CrossAttentionMaps | None = None,
-    ) -> list[float]:
-        """UNet and text encoder learn together, and are kept."""
-        pool = self._pool(tokenizer, mix)
-        loss_of = self._denoising(
-            stage, pool, tokenizer, encoder, lambda batch, *a: unet(*a).sample, maps
-        )
+        pool = self._pool(tokenizer, Mix())
+        loss_of = self._denoising(pool, tokenizer, encoder, lambda _batch, *a: unet(*a).sample)
         between = self._renewing(pool, schedule.batch)
-        history = train(stage, [unet, encoder], loss_of, schedule, self.folder, between)
+        history = train("base", [unet, encoder], loss_of, schedule, self.folder, between)
         self._keep(unet, "unet")
         self._keep(encoder, "text_encoder")
+        self._keep(DDIMScheduler(**NOISE_SCHEDULE), "scheduler")
         return history
 
     def _outline(self, schedule: Schedule) -> list[float]:
@@ -229,29 +184,33 @@ class Workshop:
         palette = map_palette(self.device)
         return self._controlnet("regions", schedule, lambda b: regions_condition(b, palette))
 
+    def _outlines(self, schedule: Schedule) -> list[float]:
+        """For several objects: goes on from the outline unit, and learns whose each outline is."""
+        return self._controlnet("outlines", schedule, outline_condition, Lessons)
+
     def _controlnet(
-        self, name: str, schedule: Schedule, condition_of: Callable[[dict[str, Tensor]], Tensor]
+        self,
+        name: str,
+        schedule: Schedule,
+        condition_of: Callable[[dict[str, Tensor]], Tensor],
+        taught: type[Lessons] | None = None,
     ) -> list[float]:
         tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
         encoder = self._finished(CLIPTextModel, "text_encoder")
         unet = for_training(self._finished(UNet2DConditionModel, "unet"), self.device)
-        if self.options.start is None:
-            controlnet = build_controlnet(unet)
-        else:
-            started = self.options.start / f"controlnet-{name}"
-            controlnet = ControlNetModel.from_pretrained(started, local_files_only=True)
-        controlnet = for_training(controlnet.float().train(), self.device)
+        controlnet = for_training(self._begun(name, unet).float().train(), self.device)
         controlnet.requires_grad_(True)
         if self.options.frozen_attention:
             for path, module in controlnet.named_modules():
                 if path.endswith("attn1"):
                     module.requires_grad_(False)
+        lessons = None if taught is None else taught(unet, controlnet).to(self.device)
 
         def predict(batch: dict[str, Tensor], noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
-            batch["shown"] = condition_of(batch)
-            down, mid = controlnet(noisy, t, text, batch["shown"], return_dict=False)
-            if heads is not None:
-                batch["loudness"] = loudness([*down, mid])
+            shown = condition_of(batch)
+            down, mid = controlnet(noisy, t, text, shown, return_dict=False)
+            if lessons is not None:
+                lessons.hear(shown, [*down, mid])
             return unet(
                 noisy,
                 t,
@@ -260,21 +219,26 @@ class Workshop:
                 mid_block_additional_residual=mid,
             ).sample
 
-        mixes = GROUNDED_MIXES if self.options.grounded else MIXES
-        pool = self._pool(tokenizer, mixes.get(name, Mix()))
-        maps, heads = None, None
-        if self.options.grounded and name == "outline":
-            # An outline says which of the words it is; a landscape's map knows none of them.
-            maps, heads = CrossAttentionMaps(unet, controlnet), ShapeHeads(controlnet)
-            heads.to(self.device)
-        elif self.options.grounded:
-            maps = CrossAttentionMaps(unet)
-        loss_of = self._denoising(name, pool, tokenizer, encoder, predict, maps, heads)
+        pool = self._pool(tokenizer, MIXES.get(name, Mix()))
+        loss_of = self._denoising(pool, tokenizer, encoder, predict, lessons)
         between = self._renewing(pool, schedule.batch)
-        learning = [controlnet] if heads is None else [controlnet, heads]
+        if lessons is not None:
+            between = lessons.before(schedule, between)
+        learning = [controlnet] if lessons is None else [controlnet, lessons]
         history = train(name, learning, loss_of, schedule, self.folder, between)
         self._keep(controlnet, f"controlnet-{name}")
         return history
+
+    def _begun(self, name: str, unet: UNet2DConditionModel) -> ControlNetModel:
+        """What a ControlNet goes on from: itself, the outline unit, or the UNet's encoder."""
+        start = self.options.start
+        homes = [] if start is None else [start / f"controlnet-{name}"]
+        if name == "outlines":
+            homes += [home / "controlnet-outline" for home in (self.folder, start) if home]
+        for home in homes:
+            if home.is_dir():
+                return ControlNetModel.from_pretrained(home, local_files_only=True)
+        return build_controlnet(unet)
 
     def _keep(self, part: nn.Module | DDIMScheduler, name: str) -> None:
         if rank() == 0:
@@ -292,31 +256,28 @@ class Workshop:
 
     def _denoising(
         self,
-        stage: str,
         pool: ScenePool,
         tokenizer: CLIPTokenizer,
         encoder: CLIPTextModel,
         predict: Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], Tensor],
-        grounded: CrossAttentionMaps | None = None,
-        heads: ShapeHeads | None = None,
+        lessons: Lessons | None = None,
     ) -> Callable[[int], Tensor]:
         """The v-prediction loss with min-SNR-5 weights, see `min_snr_weight`.
 
         Args:
-            stage: whose weights of the losses and times they are.
             pool: the scenes.
             tokenizer: for the empty caption.
             encoder: of captions.
             predict: v of scenes, noisy latents, times and encoded captions.
-            grounded: maps to ground. Where no outline says where objects are, pure noise does not
-                either: there that loss fades with the signal in the noisy latents.
-            heads: learn the shapes of outlines; `predict` puts what was shown, and how loud the
-                answer was, into the scenes.
+            lessons: what is to be learned beside it; `predict` lets them hear.
         """
         alphas = noise_levels().to(self.device)
         nothing = tokenize(tokenizer, [""]).to(self.device)
         layout = layout_for(self.device)
-        noisiest = NOISIEST.get(stage, 0.0) if grounded is not None else 0.0
+        noisiest: float | Tensor = 0.0
+        least = 0.0
+        if lessons is not None:
+            noisiest, least = lessons.noisiest, LEAST_WEIGHT
 
         def loss_of(count: int) -> Tensor:
             batch = pool.batch(count)
@@ -333,17 +294,9 @@ class Workshop:
                 text = encoder(tokens)[0]
                 velocity = predict(batch, noisy, t, text).float()
             error = F.mse_loss(velocity, signal * noise - spread * clean, reduction="none")
-            least = 0.0 if grounded is None else LEAST_WEIGHT
             losses = min_snr_weight(alphas[t], least) * error.mean(dim=(1, 2, 3))
-            if grounded is not None:
-                places = word_places(tokens, batch["nouns"])
-                words = 1 if noisiest else 2
-                beside = grounding_loss(grounded.take(), places, object_masks(batch), words)
-                fading = 1.0 if noisiest else alphas[t].sqrt()
-                losses = losses + GROUNDING[stage] * fading * beside
-            if heads is not None:
-                losses = losses + RECOGNITION * heads.loss(batch, batch["shown"])
-                losses = losses + LOUDNESS * batch["loudness"]
+            if lessons is not None:
+                losses = losses + lessons.losses(batch, tokens)
             return losses.mean()
 
         return loss_of
@@ -358,8 +311,3 @@ def min_snr_weight(alpha: Tensor, least: float = 0.0) -> Tensor:
     """
     snr = alpha / (1 - alpha)
     return (snr.clamp(max=5) / (snr + 1)).clamp_min(least)
-
-
-def loudness(residuals: list[Tensor]) -> Tensor:
-    """The mean square of residuals [B, C, H, W], each counting as much as another: [B]."""
-    return torch.stack([r.float().square().mean((1, 2, 3)) for r in residuals]).mean(0)

@@ -30,7 +30,7 @@ from .options import (
     sampling_of,
     weights_dtype,
 )
-from .pairs import CONFLICT, DrawnPairs, Source
+from .pairs import CONFLICT, SEVERAL, DrawnPairs, Source
 from .processes import ProcessError, Processes, launch, launched
 from .runner import Job, RunError, Sampling, Worker, is_done, jobs, share
 from .scorers import ScorerError, Scorers
@@ -170,4 +170,5 @@ def work(
 def _inside(worker: Worker, batch: int) -> str:
     from . import layers
 
-    return layers.markdown({case: layers.look(worker, batch, case) for case in worker.source.cases})
+    pairs = [case for case in worker.source.cases if case not in SEVERAL]
+    return layers.markdown({case: layers.look(worker, batch, case) for case in pairs})

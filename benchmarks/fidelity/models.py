@@ -20,7 +20,9 @@ def load(
     device: str,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """A pipeline with two ControlNets and UniPC; on a CPU its weights lie channels last.
+    """A pipeline with ControlNets and UniPC; on a CPU its weights lie channels last.
+
+    There are two; the bundled model has a third, for outlines of several objects.
 
     Args:
         model: folder or hub id of a Stable Diffusion 1.5 or an SDXL; None is the bundled model.
@@ -36,7 +38,7 @@ def load(
         if dtype is not None:
             pipe.to(dtype)
     else:
-        pipe = load_pipeline(model, controlnets, device, dtype)
+        pipe = load_pipeline(model, controlnets, device, dtype, several=True)
     if device == "cpu":  # a third faster there
         for part in (pipe.unet, pipe.vae, *pipe.controlnet.nets):
             part.to(memory_format=torch.channels_last)

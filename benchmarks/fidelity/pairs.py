@@ -150,7 +150,7 @@ class DrawnPairs:
                 conditions=[*two.outlines, two.landscape_map],
                 object_mask=two.object_mask,
                 details=two,
-                nets=(0, 0, 1),
+                nets=(2, 2, 1),
                 more_words=(second,),
             )
         scenes = pick(drawn_chunk(number), members)

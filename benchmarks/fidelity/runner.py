@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo.demo_model import generate
+from demo.demo_model import generate, with_controlnets
 from demo.metrics import mask_iou, widened
 from lib_ccn.foreground import reduced_grid, resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
@@ -123,10 +123,18 @@ def share(due: Sequence[Job], processes: Processes) -> list[Job]:
 
 
 class Worker:
-    """Makes and scores the pictures of a job, with one pipeline."""
+    """Makes and scores the pictures of a job, with one pipeline.
+
+    Args:
+        pipe: its first two ControlNets are those of pairs; what there is beyond them is for
+            batches that name their `nets`.
+        source: of the pairs.
+        sampling: how every picture is made.
+    """
 
     def __init__(self, pipe: Any, source: Source, sampling: Sampling) -> None:
-        self.pipe, self.source, self.sampling = pipe, source, sampling
+        self.everything, self.source, self.sampling = pipe, source, sampling
+        self.pipe = with_controlnets(pipe, (0, 1))
 
     @property
     def token_side(self) -> int:
@@ -189,7 +197,7 @@ class Worker:
     def _method(
         self, method: Method, batch: Batch, on_step: Callable[[int], Any]
     ) -> tuple[Tensor, list[Row]]:
-        pipe = with_nets(self.pipe, batch.nets)
+        pipe = self.pipe if batch.nets is None else with_controlnets(self.everything, batch.nets)
         with cross_controlnet(pipe, self.settings(method, batch)) as control:
             made = self._generate(weighted(pipe, method.weight), batch, batch.conditions, on_step)
         session = control.session
@@ -227,16 +235,6 @@ def one_unit(pipe: Any, number: int) -> Any:
     alone = type(pipe)(**parts, **_unguarded(pipe))
     alone.set_progress_bar_config(disable=True)
     return alone
-
-
-def with_nets(pipe: Any, numbers: Sequence[int] | None) -> Any:
-    """The same pipeline with these of its ControlNets, one perhaps more than once."""
-    if numbers is None:
-        return pipe
-    nets = [pipe.controlnet.nets[number] for number in numbers]
-    other = type(pipe)(**{**pipe.components, "controlnet": nets}, **_unguarded(pipe))
-    other.set_progress_bar_config(disable=True)
-    return other
 
 
 def _unguarded(pipe: Any) -> dict[str, bool]:

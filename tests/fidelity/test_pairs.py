@@ -65,7 +65,7 @@ def test_pairs_of_two_objects_have_a_word_an_outline_and_a_net_for_each(case):
     assert sorted(n for plan in plans for n in plan.numbers) == list(range(12))
     for plan in plans:
         batch = source.load(plan)
-        assert batch.nets == (0, 0, 1)
+        assert batch.nets == (2, 2, 1)
         assert len(batch.conditions) == 3
         assert [(batch.plan.word, *batch.more_words)] * len(batch.prompts) == batch.details.shapes
         if case == OVERLAPPING:
