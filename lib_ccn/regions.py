@@ -138,9 +138,10 @@ class Regions:
         kind = like.device, like.dtype
         if kind not in self._marks:
             kinds, marks_of = (
-                sent(t, like.device) for t in (self._kinds(), _marks_of(self.count, like.dtype))
+                sent(t, like.device)
+                for t in (self._kinds()[:, None], _marks_of(self.count, like.dtype))
             )
-            marks = marks_of.index_select(0, kinds.flatten()).unflatten(0, kinds.shape)[:, None]
+            marks = F.embedding(kinds, marks_of)
             self._marks[kind] = marks[:, :, : self.tokens], marks[:, :, self.tokens :]
         return self._marks[kind]
 
