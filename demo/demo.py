@@ -32,13 +32,13 @@ from lib_ccn.webui.pictures import Front, fronts_of
 from .command_line import OutputError, prepare_file
 from .demo_model import (
     ModelError,
+    fitting,
     generate,
     is_flux,
     load_part,
     load_pipeline,
     native_size,
     usable_device,
-    with_controlnets,
 )
 from .examples import Example, bundled_examples, two_object_examples
 from .figures import Column, Row, draw_figure, places_image, to_image
@@ -92,7 +92,7 @@ def run(options: DemoOptions) -> int:
         side = RANDOM_SIZE if options.random_weights else native_size(pipe)
         examples = _examples(options, options.size or (side, side))
         if options.controlnets is None:
-            pipe = with_controlnets(pipe, examples[0].nets(len(pipe.controlnet.nets)))
+            pipe = fitting(pipe, examples[0])
         results = _generate_all(pipe, examples, options)
         figure = _figure(examples, results, options)
         figure.save(options.out)

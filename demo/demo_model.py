@@ -18,6 +18,7 @@ from diffusers import (
 from torch import Tensor
 
 from . import ROOT
+from .examples import Example
 
 BUNDLED = ROOT / "models" / "demo"
 CONTROLNETS = ("controlnet-outline", "controlnet-regions")
@@ -111,10 +112,9 @@ def without_controlnets(pipe: Any) -> StableDiffusionPipeline:
     return _quiet(StableDiffusionPipeline(**parts, requires_safety_checker=False))
 
 
-def with_one_controlnet(pipe: Any, number: int) -> StableDiffusionControlNetPipeline:
+def with_one_controlnet(pipe: Any, number: int) -> Any:
     """The same model with only one of its ControlNets; its parts are shared."""
-    parts = {**pipe.components, "controlnet": pipe.controlnet.nets[number]}
-    return _quiet(StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False))
+    return _with(pipe, pipe.controlnet.nets[number])
 
 
 def with_controlnets(pipe: Any, numbers: Sequence[int]) -> Any:
@@ -124,8 +124,16 @@ def with_controlnets(pipe: Any, numbers: Sequence[int]) -> Any:
     """
     if list(numbers) == list(range(len(pipe.controlnet.nets))):
         return pipe
-    nets = [pipe.controlnet.nets[number] for number in numbers]
-    parts = {**pipe.components, "controlnet": type(pipe.controlnet)(nets)}
+    return _with(pipe, type(pipe.controlnet)([pipe.controlnet.nets[n] for n in numbers]))
+
+
+def fitting(pipe: Any, example: Example) -> Any:
+    """The same model with the ControlNets that read an example's conditions."""
+    return with_controlnets(pipe, example.nets(len(pipe.controlnet.nets)))
+
+
+def _with(pipe: Any, controlnet: Any) -> Any:
+    parts = {**pipe.components, "controlnet": controlnet}
     more = {"requires_safety_checker": False} if "safety_checker" in parts else {}
     return _quiet(type(pipe)(**parts, **more))
 

@@ -54,7 +54,7 @@ class Example:
         may be a third.
         """
         objects = 1 + len(self.further)
-        return [2 if objects > 1 and count > 2 else 0] * objects + [1]
+        return [outline_net(count, objects > 1)] * objects + [1]
 
     @property
     def layers(self) -> str:
@@ -62,6 +62,11 @@ class Example:
         words = [self.word, *(word for word, _outline in self.further)]
         listed = (f"{number} {word}".strip() for number, word in enumerate(words))
         return ", ".join(listed) if self.further else ""
+
+
+def outline_net(count: int, several: bool) -> int:
+    """Which of a model's `count` ControlNets reads an outline, of one object or of several."""
+    return 2 if several and count > 2 else 0
 
 
 def bundled_examples(seed: int = 0) -> list[Example]:

@@ -25,7 +25,7 @@ from lib_ccn.webui.pictures import Result
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
 
 from .command_line import OutputError, prepare_folder
-from .demo_model import ModelError, generate, load_pipeline, with_controlnets
+from .demo_model import ModelError, fitting, generate, load_pipeline
 from .examples import Example, bundled_examples
 from .explain_layers import layers_figure
 from .figures import (
@@ -67,9 +67,8 @@ def run(given: argparse.Namespace) -> int:
     except (OutputError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, OutputError) else 1
-    fitting = with_controlnets(pipe, example.nets(len(pipe.controlnet.nets)))
-    work = Explanation(fitting, pipe, example, given.steps, given.steps // 4, settings)
-    for name, figure in draw_all(work).items():
+    work = Explanation(fitting(pipe, example), example, given.steps, given.steps // 4, settings)
+    for name, figure in draw_all(work, pipe).items():
         path = given.out / name
         figure.quantize(128).save(path, optimize=True)
         print(f"{path}  ({path.stat().st_size // 1024} KiB)")
@@ -100,8 +99,7 @@ class Explanation:
     """One example, and how it is made.
 
     Attributes:
-        pipe: the demo model's, for the example.
-        everything: the same with all its ControlNets.
+        pipe: the demo model's, with the ControlNets of the example.
         example: prompt, word, conditions.
         steps: of the sampler.
         watch: the step whose residuals are shown.
@@ -109,7 +107,6 @@ class Explanation:
     """
 
     pipe: Any
-    everything: Any
     example: Example
     steps: int
     watch: int
@@ -174,8 +171,8 @@ class Explanation:
         return found
 
 
-def draw_all(work: Explanation) -> dict[str, Image.Image]:
-    """Every figure by its file name."""
+def draw_all(work: Explanation, everything: Any) -> dict[str, Image.Image]:
+    """Every figure by its file name; `everything` is the demo model with all its ControlNets."""
     found = work.watched()
     return {
         "pixfusion.png": pixfusion_figure(work, found),
@@ -185,7 +182,7 @@ def draw_all(work: Explanation) -> dict[str, Image.Image]:
         "delta.png": delta_figure(work),
         "methods.png": methods_figure(work),
         "strip.png": strip_figure(work),
-        "layers.png": layers_figure(work.everything, work.steps, work.settings),
+        "layers.png": layers_figure(everything, work.steps, work.settings),
     }
 
 

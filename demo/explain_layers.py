@@ -10,7 +10,7 @@ from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.settings import Settings
 from lib_ccn.webui.pictures import fronts_of
 
-from .demo_model import generate, with_controlnets
+from .demo_model import fitting, generate
 from .examples import two_object_examples
 from .figures import Column, Row, draw_figure, places_image, to_image
 from .options import BUNDLED_GUIDANCE
@@ -27,7 +27,7 @@ def layers_figure(pipe: Any, steps: int, settings: Settings) -> Image.Image:
         settings: of the method; there is no injection.
     """
     examples = two_object_examples()
-    pipe = with_controlnets(pipe, examples[0].nets(len(pipe.controlnet.nets)))
+    pipe = fitting(pipe, examples[0])
     rows = []
     for example in examples:
         pictures = [to_image(condition) for condition in example.conditions]

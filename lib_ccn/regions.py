@@ -148,10 +148,7 @@ class Regions:
     def _kinds(self) -> Tensor:
         """Of queries and keys [guests | K2] the kind, a row of `_marks_of`: [B or 1, (P + 2) N]."""
         rows = slice(1) if len(self._members()) == 1 else slice(None)
-        rest = self.count
-        label = torch.full(self.places[0, rows].shape, rest, dtype=torch.int32)
-        for n, place in enumerate(self.places[:, rows]):
-            label.masked_fill_(place, n)
+        rest, label = self.count, self._labels()[rows]
         queries = label
         if self.usable is not None:
             queries = label.masked_fill(~self.usable[rows, None], rest + 1)
@@ -163,6 +160,13 @@ class Regions:
         own = torch.full_like(label, first + rest + 2)
         return torch.cat((queries, *guests, own), 1)
 
+    def _labels(self) -> Tensor:
+        """By token the place it is in, P for the rest: int32 [B, N]."""
+        label = torch.full(self.places.shape[1:], self.count, dtype=torch.int32)
+        for n, place in enumerate(self.places):
+            label.masked_fill_(place, n)
+        return label
+
     def _on(self, device: torch.device) -> tuple[list[RowGroup], Tensor | None]:
         if device not in self._there:
             self._there[device] = self._made_for(device)
@@ -170,10 +174,8 @@ class Regions:
 
     def _made_for(self, device: torch.device) -> tuple[list[RowGroup], Tensor | None]:
         members = self._members()
-        # By token the place it is in, P for the rest; by token of a guest when its turn is.
-        label = torch.full(self.places.shape[1:], self.count)
-        for n, place in enumerate(self.places):
-            label.masked_fill_(place, n)
+        label = self._labels()
+        # By token of a guest when its turn is.
         turns = [
             torch.where((label == n) | (label == self.count), label, -1) for n in range(self.count)
         ]

@@ -58,7 +58,7 @@ def test_keys_are_shown_with_the_mask_of_their_own_step(monkeypatch):
     pipe = SimpleNamespace(
         controlnet=SimpleNamespace(nets=[None, None]), unet=SimpleNamespace(config=config)
     )
-    work = Explanation(pipe, pipe, bundled_examples()[0], 20, 5, Settings())
+    work = Explanation(pipe, bundled_examples()[0], 20, 5, Settings())
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(3, 64, 64, generator=generator)
     keys = [torch.randn(1, 64, 8, generator=generator) for _ in range(4)]

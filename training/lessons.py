@@ -43,20 +43,22 @@ class Lessons(nn.Module):
 
     Attributes:
         left: how much the lessons count, a scalar from 1 down to 0; a captured step reads it anew.
-        noisiest: how many of the times are of the noisiest third beyond those that are anyway.
     """
 
     left: Tensor
-    noisiest: Tensor
 
     def __init__(self, unet: nn.Module, controlnet: nn.Module) -> None:
         super().__init__()
         self.maps = CrossAttentionMaps(unet, controlnet)
         self.heads = ShapeHeads(controlnet)
         self.register_buffer("left", torch.ones(()))
-        self.register_buffer("noisiest", torch.tensor(NOISIEST))
         self.shown = torch.empty(0)
         self.residuals: list[Tensor] = []
+
+    @property
+    def noisiest(self) -> Tensor:
+        """How many of the times are of the noisiest third beyond those that are anyway."""
+        return NOISIEST * self.left
 
     def before(self, schedule: Schedule, between: Callable[[int], None]) -> Callable[[int], None]:
         """What is done before a step: what of the lessons is left is set, then `between`."""
@@ -70,9 +72,7 @@ class Lessons(nn.Module):
     def fade(self, done: float) -> None:
         """So much of the training is done, of 1."""
         begin, end = FADING
-        left = 1 - min(max((done - begin) / (end - begin), 0.0), 1.0)
-        self.left.fill_(left)
-        self.noisiest.fill_(NOISIEST * left)
+        self.left.fill_(1 - min(max((done - begin) / (end - begin), 0.0), 1.0))
 
     def hear(self, shown: Tensor, residuals: list[Tensor]) -> None:
         """The ControlNet was shown this [B, 3, H, W], and has answered."""

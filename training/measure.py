@@ -22,6 +22,7 @@ from demo.demo_model import (
     with_one_controlnet,
     without_controlnets,
 )
+from demo.examples import outline_net
 from demo.recognise import colours_kept, object_shape, shape_fits
 from demo.scenes import SHAPES, Scenes, TwoObjects
 from lib_ccn.foreground import resize_mask
@@ -95,8 +96,7 @@ class Bench:
         """The ControlNet that reads a condition: of several objects' outlines the third."""
         if condition != "outline":
             return 1
-        several = isinstance(self.scenes, TwoObjects) and len(self.pipe.controlnet.nets) > 2
-        return 2 if several else 0
+        return outline_net(len(self.pipe.controlnet.nets), isinstance(self.scenes, TwoObjects))
 
     def _make(self, kind: Kind, numbers: list[int], bar: tqdm) -> tuple[Tensor, Tensor | None]:
         conditions = [getattr(self.scenes, name)[numbers] for name in kind.conditions]

@@ -230,15 +230,18 @@ class Workshop:
         return history
 
     def _begun(self, name: str, unet: UNet2DConditionModel) -> ControlNetModel:
-        """What a ControlNet goes on from: itself, the outline unit, or the UNet's encoder."""
+        """What a ControlNet goes on from: itself, the outline unit, or the UNet's encoder.
+
+        That for several objects goes on from the one for one where the start has none.
+        """
         start = self.options.start
         homes = [] if start is None else [start / f"controlnet-{name}"]
         if name == "outlines":
             homes += [home / "controlnet-outline" for home in (self.folder, start) if home]
-        for home in homes:
-            if home.is_dir():
-                return ControlNetModel.from_pretrained(home, local_files_only=True)
-        return build_controlnet(unet)
+        if not homes:
+            return build_controlnet(unet)
+        home = next(filter(Path.is_dir, homes), homes[0])
+        return ControlNetModel.from_pretrained(home, local_files_only=True)
 
     def _keep(self, part: nn.Module | DDIMScheduler, name: str) -> None:
         if rank() == 0:
@@ -274,16 +277,14 @@ class Workshop:
         alphas = noise_levels().to(self.device)
         nothing = tokenize(tokenizer, [""]).to(self.device)
         layout = layout_for(self.device)
-        noisiest: float | Tensor = 0.0
-        least = 0.0
-        if lessons is not None:
-            noisiest, least = lessons.noisiest, LEAST_WEIGHT
+        least = 0.0 if lessons is None else LEAST_WEIGHT
 
         def loss_of(count: int) -> Tensor:
             batch = pool.batch(count)
             clean = batch["latent"]
             dropped = torch.rand(count, 1, device=self.device) < CAPTION_DROPOUT
             tokens = torch.where(dropped, nothing, batch["tokens"])
+            noisiest = 0.0 if lessons is None else lessons.noisiest
             first = 667 * (torch.rand(count, device=self.device) < noisiest)
             t = first + (torch.rand(count, device=self.device) * (1000 - first)).long()
             noise = torch.randn_like(clean)

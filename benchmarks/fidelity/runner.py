@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo.demo_model import generate, with_controlnets
+from demo.demo_model import generate, with_controlnets, with_one_controlnet
 from demo.metrics import mask_iou, widened
 from lib_ccn.foreground import reduced_grid, resize_mask
 from lib_ccn.hosts.diffusers import cross_controlnet
@@ -162,7 +162,7 @@ class Worker:
         if method.masked:
             batch = replace(batch, conditions=masked_apart(batch))
         if method.unit is not None:
-            alone = one_unit(self.pipe, method.unit)
+            alone = with_one_controlnet(self.pipe, method.unit)
             return self._generate(alone, batch, batch.conditions[method.unit], on_step), [
                 {} for _ in batch.seeds
             ]
@@ -227,18 +227,6 @@ class Worker:
                 guidance_scale=self.sampling.guidance_scale,
                 on_step=on_step,
             )
-
-
-def one_unit(pipe: Any, number: int) -> Any:
-    """The same pipeline with only one of its ControlNets; its parts are shared."""
-    parts = {**pipe.components, "controlnet": pipe.controlnet.nets[number]}
-    alone = type(pipe)(**parts, **_unguarded(pipe))
-    alone.set_progress_bar_config(disable=True)
-    return alone
-
-
-def _unguarded(pipe: Any) -> dict[str, bool]:
-    return {"requires_safety_checker": False} if "safety_checker" in pipe.components else {}
 
 
 def masked_apart(batch: Batch) -> list[Tensor]:

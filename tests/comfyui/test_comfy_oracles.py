@@ -40,9 +40,7 @@ def test_fused_again(dumped, figures, count):
             graph.unit("c", 2)
         units, got = dumped(graph.fuse(delta=delta, mask_source="whole picture"))
         assert (len(units), len(got)) == (count, 13)
-        for here, tensor in zip(zip(*units, strict=True), got[:-1], strict=False):
-            again.pixels(list(here), tensor, delta)
-        again.channels([unit[-1] for unit in units], got[-1], delta)
+        again.call(units, got, delta)
     assert again.kinds["one"] > 0
     assert again.kinds["several"] > 0
     figures[f"recomputed fusion of {count} units"] = str(again)

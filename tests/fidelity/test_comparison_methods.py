@@ -159,7 +159,7 @@ def test_one_unit_alone_uses_that_unit(worker):
     for number in (0, 1):
         alone = worker.pictures(main_method(f"unit {number}"), batch, lambda _: None)[0]
         single = generate(
-            runner.one_unit(worker.pipe, number), batch.prompts, batch.seeds,
+            runner.with_one_controlnet(worker.pipe, number), batch.prompts, batch.seeds,
             batch.conditions[number], steps=2, guidance_scale=3.0,
         )  # fmt: skip
         assert torch.equal(alone, single)

@@ -69,6 +69,13 @@ class FusedAgain:
         self.kinds = {"one": 0, "several": 0, "ambiguous": 0}
         self.worst = 0.0
 
+    def call(self, units: list[list[Tensor]], got: list[Tensor], delta: float) -> None:
+        """All of a UNet call's: PixFusion's, and ChannelFusion's, which is the last."""
+        *layers, last = zip(*units, strict=True)
+        for here, tensor in zip(layers, got[:-1], strict=True):
+            self.pixels(list(here), tensor, delta)
+        self.channels(list(last), got[-1], delta)
+
     @staticmethod
     def could_be(units: list[Tensor], got: Tensor) -> bool:
         """Whether each pixel is a mean of some of the units."""
@@ -81,7 +88,7 @@ class FusedAgain:
         limit = ROUNDING * scale(torch.stack(units)) if limit is None else limit
         snapped, error = snap(got, units)
         assert error < limit, f"a pixel is {error:.1e} from every mean of units"
-        found = assert_pixels_follow_formula(units, delta, snapped.to(units[0].dtype), False)
+        found = assert_pixels_follow_formula(units, delta, snapped, variance=False)
         self.kinds = {kind: count + found[kind] for kind, count in self.kinds.items()}
         self.worst = max(self.worst, error)
 

@@ -27,9 +27,7 @@ def test_fused_again(host, dumped, figures, count):
     for delta in DELTAS:
         units, got, _front = dumped({**EVERYWHERE, "delta": delta}, given)
         assert len(units) == count
-        for here, tensor in zip(zip(*units, strict=True), got[:-1], strict=False):
-            again.pixels(list(here), tensor, delta)
-        again.channels([unit[-1] for unit in units], got[-1], delta)
+        again.call(units, got, delta)
     assert again.kinds["one"] > 0
     assert again.kinds["several"] > 0
     figures[f"recomputed fusion of {count} units"] = str(again)
