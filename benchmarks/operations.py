@@ -2,8 +2,7 @@
 
 Whole steps at real shapes in half precision: the ControlNets and the UNet on a batch with both
 halves of guidance, on tensors without data (see `counting`). No GPU is needed, and none is timed:
-"program" is the processor time of a step in which nothing is computed. Where a GPU waits for the
-program, as at batch 1 on a fast one, that is what a step takes.
+"program" is the processor time to ask for a step (see `program`).
 
     python -m benchmarks.operations [--quick]
 """
@@ -11,16 +10,14 @@ program, as at batch 1 on a fast one, that is what a step takes.
 from __future__ import annotations
 
 import gc
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 
 from benchmarks.command import main
 from benchmarks.counting import Counts, count
+from benchmarks.program import bench as program_bench
+from benchmarks.program import program_times
 from benchmarks.step import Bench
 from demo.command_line import silence_libraries
 from lib_ccn.fusion import fuse_residuals
@@ -65,37 +62,6 @@ def fusion_operations(networks: Bench) -> int:
     return counts.operations.total()
 
 
-@torch.no_grad()
-def program_times(networks: Bench, rounds: int) -> dict[str, float]:
-    """The program's processor time for a step of every variant, as a ratio to the plain one's.
-
-    Medians of interleaved rounds. What would be fetched from the accelerator is drawn at random.
-    """
-
-    def drawn(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [torch.rand(tensor.shape) for tensor in tensors]
-
-    steps: dict[str, Callable[[], Any]] = {PLAIN: networks.plain}
-    sessions = []
-    for name, settings in VARIANTS.items():
-        if settings is not None:
-            first = 0 if "foreground_word" in settings else 1
-            steps[name], session = networks.variant(settings, first=first)
-            sessions.append(session)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    with mock.patch("lib_ccn.masking.fetched", drawn):
-        for done in range(rounds + 1):
-            for name, step in steps.items():
-                began = time.process_time()
-                step()
-                if done:  # the first time, what is kept is made
-                    seconds[name].append(time.process_time() - began)
-    for session in sessions:
-        session.close()
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {name: median / medians[PLAIN] for name, median in medians.items()}
-
-
 def run(quick: bool = False, device: str = "meta", dtype: str = "float16") -> dict[str, Any]:
     """Counts of every variant.
 
@@ -110,7 +76,9 @@ def run(quick: bool = False, device: str = "meta", dtype: str = "float16") -> di
             for pictures in PICTURES[:1] if quick else PICTURES:
                 networks = bench(family, units, pictures)
                 counted = {name: step_counts(networks, of) for name, of in VARIANTS.items()}
-                program = program_times(networks, 3 if quick else 9)
+                program = program_times(
+                    program_bench(family, units, pictures), VARIANTS, 3 if quick else 25
+                )
                 plain = counted[PLAIN]
                 steps = {
                     name: {
@@ -142,8 +110,9 @@ def markdown(results: dict[str, Any]) -> str:
     names = list(VARIANTS)
     lines = [
         "Operations of a step (ratios to the plain one's: theirs; that of launches, no views and "
-        "attention as one; that of the program's own time), and waits for the device beyond its "
-        "own. The last column is the fusion of one call's residuals alone.",
+        "attention as one; that of the program's own time, on networks with a tenth of the "
+        "channels), and waits for the device beyond its own. The last column is the fusion of one "
+        "call's residuals alone.",
         "",
         f"| of | units | pictures | {' | '.join(names)} | residuals |",
         "|---" * (len(names) + 4) + "|",

@@ -7,22 +7,27 @@ may be shared: hooks act in the thread that set them, and other threads get the 
 attention.
 """
 
+from __future__ import annotations
+
+import threading
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from . import devices
 from .hooks import (
     COMPILED,
     AttentionCalls,
-    answered,
     compiled_within,
     held,
     in_this_thread,
+    listen,
+    put_in_front,
     why_unheard,
 )
 from .recorder import CrossAttentionRecorder
@@ -165,18 +170,26 @@ def capture_keys_values(layers: Sequence[SelfAttention], store: KeyValueStore) -
     store.clear()
     keys: dict[str, Tensor] = {}
 
-    def record(name: str, projection: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
-        if projection == "to_k":
-            keys[name] = held(output)
-        elif name in keys:
-            store[name] = (keys.pop(name), held(output))
+    def record(layer: SelfAttention, name: str, _module: nn.Module, _args: Any, own: Any) -> None:
+        if name == "to_k":
+            keys[layer.name] = held(own)
+        elif layer.name in keys:
+            store[layer.name] = (keys.pop(layer.name), held(own))
 
     with ExitStack() as undo:
-        for layer in layers:
-            for name in _HOOKED:
-                hook = in_this_thread(partial(record, layer.name, name))
-                undo.callback(getattr(layer.module, name).register_forward_hook(hook).remove)
+        undo.callback(_listen(layers, record))
         yield
+
+
+def _listen(layers: Sequence[SelfAttention], hear: Callable[..., Any]) -> Callable[[], None]:
+    """Until undone, `hear(layer, name, module, args, own)` gets the layers' keys and values."""
+    return listen(
+        [
+            (getattr(layer.module, name), in_this_thread(partial(hear, layer, name)))
+            for layer in layers
+            for name in _HOOKED
+        ]
+    )
 
 
 @contextmanager
@@ -202,63 +215,63 @@ def inject_keys_values(
 
     Raises ValueError if `regions_for` gives regions of another shape.
     """
-    tally = InjectionTally()
-
-    def regions_of(x: Tensor) -> Regions | None:
-        batch, tokens = x.shape[:2]
-        regions = regions_for(tokens, batch)
-        wanted = [len(stores), batch, tokens]
-        if regions is not None and list(regions.places.shape) != wanted:
-            shape = list(regions.places.shape)
-            raise ValueError(f"regions_for() must have shape {wanted}, not {shape}")
-        return regions
-
-    with ExitStack() as undo:
-        for layer in layers:
-            captured = [store[layer.name] for store in stores if layer.name in store]
-            if layer.layer >= start_layer and captured and len(captured) == len(stores):
-                region = _RegionForward(layer, captured, regions_of, tally)
-                undo.enter_context(region.installed())
-        yield tally
+    calls = AttentionCalls()
+    injection = _Injection(stores, regions_for, calls)
+    reached = [
+        layer
+        for layer in layers
+        if layer.layer >= start_layer and stores and all(layer.name in store for store in stores)
+    ]
+    thread = threading.get_ident()
+    with calls, ExitStack() as undo:
+        undo.callback(_listen(reached, injection.projected))
+        for layer in reached:
+            forward = partial(injection.forward, layer)
+            undo.callback(put_in_front(layer.module, "forward", forward, thread=thread))
+        yield injection.tally
 
 
-@dataclass
-class _RegionForward:
-    """The forward of one self-attention module during injection."""
+class _Injection:
+    """Evaluates equation 9 in the layers of a background unit, one after the other."""
 
-    layer: SelfAttention
-    captured: Sequence[tuple[Tensor, Tensor]]
-    regions_of: Callable[[Tensor], Regions | None]
-    tally: InjectionTally
-    # By projection what is mixed into its output, and how: mix(own, guests).
-    guests: dict[str, Sequence[Tensor]] = field(default_factory=dict)
-    mix: Callable[[Tensor, Sequence[Tensor]], Tensor] = field(default_factory=lambda: _instead)
-    # Called when the last guest is mixed in.
-    complete: Callable[[], object] = field(default_factory=lambda: _nothing)
+    def __init__(
+        self, stores: Sequence[KeyValueStore], regions_for: RegionsFor, calls: AttentionCalls
+    ) -> None:
+        self.stores = stores
+        self.regions_for = regions_for
+        self.tally = InjectionTally()
+        # By projection what is mixed into its output, and how: mix(own, guests).
+        self.guests: dict[str, Sequence[Tensor]] = {}
+        self.mix: Callable[[Tensor, Sequence[Tensor]], Tensor] = _instead
+        # Of torch's attention function.
+        self.calls = calls
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        module = self.layer.module
-        with ExitStack() as undo:
-            for name in _HOOKED:
-                hook = in_this_thread(partial(self._projected, name))
-                undo.callback(getattr(module, name).register_forward_hook(hook).remove)
-            undo.enter_context(answered(module, "forward", self.forward))
-            yield
+    def projected(
+        self, _layer: SelfAttention, name: str, _module: nn.Module, _args: Any, own: Tensor
+    ) -> Tensor | None:
+        """A hook on `to_k` and `to_v`: what is due is mixed in."""
+        guests = self.guests.get(name)
+        if guests is None or any(guest.shape[-1] != own.shape[-1] for guest in guests):
+            return None
+        del self.guests[name]
+        return self.mix(own, [guest.to(own) for guest in guests])
 
-    def forward(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self, layer: SelfAttention, own: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Stands in front of a layer's own."""
         x = _plain_input(args, kwargs)
-        fits = x is not None and all(
-            t.shape[:2] == x.shape[:2] for pair in self.captured for t in pair
-        )
-        regions = self.regions_of(x) if x is not None and fits else None
+        captured = [store[layer.name] for store in self.stores]
+        regions = None
+        if x is not None and all(t.shape[:2] == x.shape[:2] for pair in captured for t in pair):
+            regions = self._regions_of(x)
         out = None
         if x is not None and regions is not None:
-            if self.layer.in_one and not regions.everywhere:
-                out = self._in_one(partial(own, *args, **kwargs), x, regions)
-                self.layer.in_one = out is not None
+            if layer.in_one and not regions.everywhere:
+                out = self._in_one(partial(own, *args, **kwargs), x, captured, regions)
+                layer.in_one = out is not None
             if out is None:
-                out = self._by_side(own, args, kwargs, x, regions)
+                out = self._by_side(own, args, kwargs, x, captured, regions)
                 self.tally.by_side += out is not None
         if out is None:
             self.tally.unchanged += 1
@@ -266,7 +279,22 @@ class _RegionForward:
         self.tally.injected += 1
         return out
 
-    def _in_one(self, forward: Callable[[], Any], x: Tensor, regions: Regions) -> Any:
+    def _regions_of(self, x: Tensor) -> Regions | None:
+        batch, tokens = x.shape[:2]
+        regions = self.regions_for(tokens, batch)
+        wanted = (len(self.stores), batch, tokens)
+        if regions is not None and regions.places.shape != wanted:
+            shape = list(regions.places.shape)
+            raise ValueError(f"regions_for() must have shape {list(wanted)}, not {shape}")
+        return regions
+
+    def _in_one(
+        self,
+        forward: Callable[[], Any],
+        x: Tensor,
+        captured: Sequence[tuple[Tensor, Tensor]],
+        regions: Regions,
+    ) -> Any:
         """One call of the host's forward; None unless it asks torch's attention, once, for all."""
         batch, tokens = x.shape[:2]
         fitting = []
@@ -288,12 +316,12 @@ class _RegionForward:
         self.mix = lambda own, guests: torch.cat(
             (*(guests if marked else [regions.in_order(guests, 1)]), own), 1
         )
-        calls = AttentionCalls(answer)
-        with ExitStack() as listening:
-            # Not before: listening makes every function of torch's a little slower.
-            self.complete = partial(listening.enter_context, calls)
-            out = self._visit(forward, list(zip(*self.captured, strict=True)))
-        return out if fitting == [True] and not calls.masked else None
+        self.calls.answer, self.calls.masked = answer, 0
+        try:
+            out = self._visit(forward, list(zip(*captured, strict=True)))
+        finally:
+            self.calls.answer = None
+        return out if fitting == [True] and not self.calls.masked else None
 
     def _by_side(
         self,
@@ -301,16 +329,17 @@ class _RegionForward:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         x: Tensor,
+        captured: Sequence[tuple[Tensor, Tensor]],
         regions: Regions,
     ) -> Tensor | None:
         """A call of the host's forward for the rows of each place, and one for the others."""
         out = None
         for group in regions.groups(x.device):
-            own, *captured = (
+            own, *taken = (
                 t if group.rows is None else t[group.rows]
-                for t in (x, *(t for pair in self.captured for t in pair))
+                for t in (x, *(t for pair in captured for t in pair))
             )
-            pairs = list(zip(captured[::2], captured[1::2], strict=True))
+            pairs = list(zip(taken[::2], taken[1::2], strict=True))
             part = None if group.is_usable else forward(own, *args[1:], **kwargs)
             # Where both projections are replaced, one token of context is enough.
             asked = [
@@ -348,21 +377,7 @@ class _RegionForward:
             out = forward()
             return None if self.guests else out
         finally:
-            self.guests, self.complete = {}, _nothing
-
-    def _projected(self, name: str, _module: nn.Module, _args: Any, own: Tensor) -> Tensor | None:
-        guests = self.guests.get(name)
-        if guests is None or any(guest.shape[-1] != own.shape[-1] for guest in guests):
-            return None
-        del self.guests[name]
-        mixed = self.mix(own, [guest.to(own) for guest in guests])
-        if not self.guests:
-            self.complete()
-        return mixed
-
-
-def _nothing() -> None:
-    pass
+            self.guests = {}
 
 
 def prefers_marks(device: torch.device) -> bool:
@@ -370,7 +385,7 @@ def prefers_marks(device: torch.device) -> bool:
 
     So it does where launches count and no table of N x 2N logits is made: CUDA's kernels make none.
     """
-    return device.type in ("cuda", "meta")
+    return devices.is_cuda(device)
 
 
 def _instead(_own: Tensor, guests: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import devices
 from .residuals import (
     check_residuals,
     checked_delta,
@@ -30,9 +31,6 @@ MODES = ("sum", "mean", "max", "pix", "pix+channel", "layers")
 OUTSIDE = ("sum", "pix+channel")  # of "layers", where nobody has a place
 
 Decided = Callable[[Tensor], None]  # takes a decision
-
-# Layers of one size are fused together up to so many elements, to save an accelerator launches.
-_GROUP_ELEMENTS = {"cpu": 0, "accelerator": 1 << 24}
 
 
 def sum_fusion(residuals: Sequence[Tensor]) -> Tensor:
@@ -294,21 +292,25 @@ def _groups(layers: Sequence[Sequence[Tensor]]) -> list[list[int]]:
     """Which layers are fused in one batch: of one size, channels that divide the most of them."""
     groups: list[list[int]] = []
     for index, layer in enumerate(layers):
-        kind = "cpu" if layer[0].device.type == "cpu" else "accelerator"
+        room = elements_together(layer[0].device)
         for group in groups:
             alike = [layers[other][0] for other in group] + [layer[0]]
             widest = max(other.shape[1] for other in alike)
             if (
                 len({(o.shape[0], *o.shape[2:], o.dtype, o.device) for o in alike}) == 1
                 and all(widest % other.shape[1] == 0 for other in alike)
-                and len(alike) * widest * (layer[0].numel() // layer[0].shape[1])
-                <= _GROUP_ELEMENTS[kind]
+                and len(alike) * widest * (layer[0].numel() // layer[0].shape[1]) <= room
             ):
                 group.append(index)
                 break
         else:
             groups.append([index])
     return groups
+
+
+def elements_together(device: torch.device) -> int:
+    """Up to how many elements layers of one size are fused together, to save launches."""
+    return 0 if devices.is_cpu(device) else 1 << 24
 
 
 def _parts(together: Tensor, count: int) -> Sequence[Tensor]:

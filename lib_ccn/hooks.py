@@ -7,14 +7,15 @@ Only torch is imported.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial, update_wrapper
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._nn import scaled_dot_product_attention  # hosts replace torch.nn.functional's
-from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from .regions import Attend
 
@@ -23,6 +24,8 @@ COMPILED = "_orig_mod."  # what torch.compile puts in front of a module's names
 BY_COMPILATION = "is compiled (torch.compile)"
 BY_FUSED_PROJECTIONS = "has fused projections (fuse_qkv_projections)"
 _CHAINS = threading.Lock()
+_ATTENTION = "scaled_dot_product_attention"
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,6 +36,22 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
         return hook(*args) if threading.get_ident() == thread else None
 
     return heard
+
+
+def listen(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Callable[[], None]:
+    """Set a forward hook on each of these modules, once on one; returns what takes them away.
+
+    For many that come and go with every call: `register_forward_hook` takes longer than they do.
+    """
+    number = RemovableHandle(OrderedDict()).id  # nobody else's
+    for module, hook in hooks:
+        module._forward_hooks[number] = hook
+
+    def undo() -> None:
+        for module, _hook in hooks:
+            module._forward_hooks.pop(number, None)
+
+    return undo
 
 
 def held(t: Tensor) -> Tensor:
@@ -147,31 +166,43 @@ class _InFront:
             owner.__dict__[self.name] = self.behind
 
 
-class AttentionCalls(TorchFunctionMode):
-    """Lets `answer(attend, query, key, value)` stand in for torch's attention function.
+# (attend, query, key, value), each [B, heads, tokens, d], to the result in the query's shape.
+Answer = Callable[[Attend, Tensor, Tensor, Tensor], Tensor]
 
-    It does so in the thread that entered it. A call with a mask is not for us: `masked` counts
-    them.
+
+class AttentionCalls:
+    """Lets an `answer` stand in for torch's attention function, in the thread that entered it.
+
+    Something of ours stands in front of `torch.nn.functional`'s, which hosts call by that name. A
+    mode of torch's would hear every function, and one layer has fifteen.
+
+    Attributes:
+        answer: what answers; None: nothing does for now.
+        masked: how many calls had a mask, which is not for us.
     """
 
-    def __init__(self, answer: Callable[[Attend, Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
+    def __init__(self, answer: Answer | None = None) -> None:
         self.answer = answer
         self.masked = 0
+        self._undo = ExitStack()
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is not scaled_dot_product_attention:  # every torch function comes this way
-            return func(*args, **kwargs) if kwargs else func(*args)
-        kwargs = kwargs or {}
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        named = {**dict(zip(names, args, strict=False)), **kwargs}
+    def __enter__(self) -> AttentionCalls:
+        thread = threading.get_ident()
+        self._undo.callback(put_in_front(F, _ATTENTION, self._called, thread=thread))
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._undo.close()
+
+    def _called(self, own: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        if self.answer is None:
+            return own(*args, **kwargs)
+        named = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         if named.get("attn_mask") is not None or named.get("is_causal"):
             self.masked += 1
-            return func(*args, **kwargs)
-        query, key, value = (named.pop(name) for name in names[:3])
-        return self.answer(partial(func, **named), query, key, value)
+            return own(*args, **kwargs)
+        query, key, value = (named.pop(name) for name in _ARGUMENTS[:3])
+        return self.answer(partial(own, **named), query, key, value)
 
 
 def why_unheard(attention: nn.Module, compiled: Container[nn.Module]) -> str:

@@ -25,10 +25,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from .attention import InjectionTally, KeyValueStore, RegionsFor, SelfAttention
-from .hooks import BY_COMPILATION, COMPILED, AttentionCalls, answered, compiled_within, held
+from .hooks import (
+    BY_COMPILATION,
+    COMPILED,
+    Answer,
+    AttentionCalls,
+    answered,
+    compiled_within,
+    held,
+    listen,
+)
 from .recorder import CrossAttentionRecorder
 from .regions import Attend, Regions, attend_by_region
 
@@ -53,9 +61,6 @@ def joint_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:
     ]
 
 
-# (query, key, value) -> the attention's result, all [B, heads, text + image, d]; the first
-# argument is the attention function.
-Answer = Callable[[Attend, Tensor, Tensor, Tensor], Tensor]
 # (module, answer) -> a context in which the attention inside the module's forward is answered.
 Answered = Callable[[nn.Module, Answer], AbstractContextManager[None]]
 
@@ -222,14 +227,15 @@ class JointAttentionRecorder(CrossAttentionRecorder):
         super().pause()
         self._rotation = None
 
-    def hooks_on(self, layer: nn.Module) -> list[RemovableHandle]:
-        """Listen to a block's normalised queries and text keys, and to its rotation."""
-        modules: Any = layer
-        return [
-            modules.register_forward_pre_hook(self._on_call, with_kwargs=True),
-            modules.norm_q.register_forward_hook(partial(self._on_query, layer)),
-            modules.norm_added_k.register_forward_hook(partial(self._on_key, layer)),
-        ]
+    def listen(self, undo: ExitStack) -> None:
+        """Hear the blocks' normalised queries and text keys, and their rotation, until undone."""
+        modules: list[Any] = self.layers
+        for m in modules:
+            undo.callback(m.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
+        hooks = [(m.norm_q, partial(self._on_query, m)) for m in modules]
+        undo.callback(
+            listen([*hooks, *((m.norm_added_k, partial(self._on_key, m)) for m in modules)])
+        )
 
     def _on_call(self, _layer: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         if self._here:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import devices
 from .foreground import assigned_words, reduced_grid, scaled_map, word_map
 from .foreground_word import ForegroundWord, Search
 from .fusion import smoothed_deviation
@@ -70,6 +71,8 @@ class WordMaps:
         # of this picture.
         self._maps: list[tuple[list[tuple[int, int]], Tensor]] = []
         self._deviation: dict[tuple[Unit, int], tuple[Tensor, list[int]]] = {}
+        # What was sent for while the UNet was running.
+        self._arrival: devices.Arrival | None = None
         # Whose maps the recorder holds, and of how many pictures.
         self._shown: list[tuple[int, int]] = []
         self._count = 0
@@ -89,6 +92,7 @@ class WordMaps:
     def attach(self) -> None:
         """Hook the UNet's cross-attention, where there is a prompt to look for words in."""
         if self.prompts:
+            self.recorder.complete = self._send_for
             self.recorder.attach()
         else:
             self.note("the prompt is not known, so no word can be looked for")
@@ -96,6 +100,7 @@ class WordMaps:
     def detach(self) -> None:
         """Remove the hooks."""
         self.recorder.detach()
+        self.recorder.complete = self._arrival = None
         self._maps.clear()
         self._deviation.clear()
 
@@ -260,7 +265,7 @@ class WordMaps:
         }
         deviations = {id(deviation): deviation for deviation, _rows in known.values()}
         last = max((p for s in searches for word in s.words for p in word.positions), default=0)
-        found = fetched([*(maps[:, : last + 1] for _, maps in taken), *deviations.values()])
+        found = self._fetched([maps for _, maps in taken], list(deviations.values()), last + 1)
         here = dict(zip(deviations, found[len(taken) :], strict=True))
         recorded: dict[tuple[int, int], list[Tensor]] = {}
         for (shown, _), rows_of_call in zip(taken, found, strict=False):
@@ -276,6 +281,26 @@ class WordMaps:
             by_unit.setdefault(unit, {})[picture] = here[id(deviation)][rows].mean(0)
         return maps, by_unit
 
+    def _send_for(self) -> None:
+        """The maps of a call are there, and in most samplers it is the step's only one."""
+        maps = self.recorder.mean()
+        if maps is not None:
+            deviations = {id(one): one for one, _rows in self._deviation.values()}
+            self._arrival = devices.Arrival([maps, *deviations.values()])
+
+    def _fetched(
+        self, maps: Sequence[Tensor], deviations: Sequence[Tensor], tokens: int
+    ) -> list[Tensor]:
+        """Maps, of their first tokens, and deviations, on the CPU."""
+        sent_for, self._arrival = self._arrival, None
+        known = {} if sent_for is None else {id(t): n for n, t in enumerate(sent_for.tensors)}
+        if sent_for is not None and all(id(t) in known for t in (*maps, *deviations)):
+            there = sent_for.taken()
+            found = [there[known[id(t)]] for t in (*maps, *deviations)]
+        else:
+            found = devices.fetched([*(of_call[:, :tokens] for of_call in maps), *deviations])
+        return [*(of_call[:, :tokens] for of_call in found[: len(maps)]), *found[len(maps) :]]
+
     def _why_unread(self, call: Call) -> str:
         """Why nothing was recorded in a step whose last call this was."""
         if not call.conditional:
@@ -289,13 +314,3 @@ class WordMaps:
         hint = f", but of / {', '.join(fits)} ({name})" if fits else ""
         reduction = self.recorder.reduction
         return f"no mask: no cross-attention maps of the latent's size / {reduction}{hint}"
-
-
-def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors in float32 on the CPU: an accelerator is asked once, however many they are."""
-    if len(tensors) == 1:
-        return [tensors[0].float().cpu()]
-    like = tensors[0].device
-    flat = torch.cat([tensor.to(like, torch.float32).flatten() for tensor in tensors]).cpu()
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

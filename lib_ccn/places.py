@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import Regions
+from .devices import sent
 from .foreground import cut_map, resize_mask, token_grid
 from .foreground_word import ForegroundWord
 from .layers import Layer
@@ -22,7 +23,6 @@ from .outcome import ToldPlace
 from .place import Place
 from .prompt import TokenizedPrompt, Word
 from .recorder import CrossAttentionRecorder
-from .regions import sent
 from .rules import Front
 from .settings import Settings
 from .silhouette import silhouette

@@ -5,17 +5,18 @@ Cross-ControlNet (ICLR 2026), section 3.3: the maps that `foreground.py` makes a
 
 import threading
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from . import devices
 from .foreground import reduced_grid
-from .hooks import compiled_within, held, why_unheard
-from .regions import batch_rows, sent
+from .hooks import compiled_within, held, listen, why_unheard
+from .regions import batch_rows
 
 
 class _Kind(NamedTuple):
@@ -44,6 +45,8 @@ class CrossAttentionRecorder:
     Attributes:
         layers: the attention modules that can be heard.
         unheard: why others cannot be.
+        complete: called, where a copy to the CPU can be on its way while the network goes on, when
+            as many layers were recorded in a call as in the one before: `mean` is then the call's.
         tokens: how many image tokens the layers had that were asked so far, to say which maps
             there are where none has the grid's.
         seconds: that recording took so far; on an accelerator only to ask it for the maps.
@@ -56,10 +59,12 @@ class CrossAttentionRecorder:
         self.unheard = next(filter(None, reasons.values()), "")
         self.reduction = reduction
         self.error: Exception | None = None
+        self.complete: Callable[[], None] | None = None
         self.tokens: set[int] = set()
         self.seconds = 0.0
         self._attached = False
-        self._handles: list[RemovableHandle] = []
+        self._undo = ExitStack()
+        self._listening = False
         self._thread = 0
         self._grid: tuple[int, int] | None = None
         self._rows: Tensor | slice = slice(0)
@@ -70,6 +75,9 @@ class CrossAttentionRecorder:
         self._sum: Tensor | None = None
         self._sum_grid = (0, 0)
         self._count = 0
+        self._mean: Tensor | None = None
+        # Layers that were kept in this call, and in the one before.
+        self._kept = self._kept_before = 0
 
     def attentions(self, network: nn.Module) -> list[nn.Module]:
         """The cross-attentions of a network."""
@@ -97,7 +105,7 @@ class CrossAttentionRecorder:
         self._attached = False
         self._pending.clear()
         self.pause()
-        self._sum, self._count = None, 0
+        self._sum, self._count, self._mean = None, 0, None
 
     def __enter__(self) -> "CrossAttentionRecorder":
         self.attach()
@@ -112,6 +120,7 @@ class CrossAttentionRecorder:
         """Record the coming UNet call at `latent_size` (h, w) for the conditional `rows`."""
         self._compute()
         self._query, self._rows, self._batch = None, slice(0), 0
+        self._kept, self._kept_before = 0, self._kept or self._kept_before
         if isinstance(rows, slice):
             self._rows = rows
         elif len(rows):
@@ -119,31 +128,35 @@ class CrossAttentionRecorder:
             self._rows, self._batch = batch_rows(chosen), max(chosen) + 1
         self._grid = reduced_grid(latent_size, self.reduction)
         self._thread = threading.get_ident()
-        if self._attached and not self._handles:
-            self._handles = [handle for layer in self.layers for handle in self.hooks_on(layer)]
+        if self._attached and not self._listening:
+            self._listening = True
+            self.listen(self._undo)
 
     def pause(self) -> None:
         """Record nothing until the next `begin_call`; what was recorded stays."""
         self._compute()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._undo.close()
+        self._listening = False
         self._grid = self._query = None
 
-    def hooks_on(self, layer: nn.Module) -> list[RemovableHandle]:
-        """Listen to a layer's queries and keys."""
-        modules: Any = layer
-        return [
-            modules.to_q.register_forward_hook(partial(self._on_query, layer)),
-            modules.to_k.register_forward_hook(partial(self._on_key, layer)),
-        ]
+    def listen(self, undo: ExitStack) -> None:
+        """Hear the layers' queries and keys until undone."""
+        modules: list[Any] = self.layers
+        hooks = [(layer.to_q, partial(self._on_query, layer)) for layer in modules]
+        undo.callback(listen([*hooks, *((m.to_k, partial(self._on_key, m)) for m in modules)]))
 
     def take(self) -> Tensor | None:
         """Mean probabilities [rows, T, H4, W4] in float32 since the last `take`, or None."""
         self._compute()
-        total, count, grid = self._sum, self._count, self._sum_grid
-        self._sum, self._count = None, 0
-        return None if total is None else (total / count).mT.unflatten(-1, grid)
+        mean = self.mean()
+        self._sum, self._count, self._mean = None, 0, None
+        return mean
+
+    def mean(self) -> Tensor | None:
+        """What `take` would give of the layers that are computed so far."""
+        if self._mean is None and self._sum is not None:
+            self._mean = (self._sum / self._count).mT.unflatten(-1, self._sum_grid)
+        return self._mean
 
     @property
     def _here(self) -> bool:
@@ -152,20 +165,24 @@ class CrossAttentionRecorder:
 
     def _on_query(self, layer: nn.Module, _to_q: nn.Module, _args: Any, query: Any) -> None:
         grid = self._grid
-        if self._here and grid is not None and getattr(query, "ndim", 0) == 3:
-            self.tokens.add(query.shape[1])
-            self._query = (layer, query) if query.shape[1] == grid[0] * grid[1] else None
+        if grid is not None and self._here and getattr(query, "ndim", 0) == 3:
+            tokens = query.shape[1]
+            self.tokens.add(tokens)
+            self._query = (layer, query) if tokens == grid[0] * grid[1] else None
 
     def _on_key(self, layer: nn.Module, _to_k: nn.Module, _args: Any, key: Any) -> None:
-        if not self._here or self._query is None or self._query[0] is not layer:
+        if self._query is None or self._query[0] is not layer or not self._here:
             return
         query, self._query = self._query[1], None
         try:
             self._keep(layer, query, key)
+            done = self._kept == self._kept_before and devices.can_go_on(key.device)
+            if done or self._elements > at_a_time(key.device):
+                self._compute()
+            if done and self.complete is not None:
+                self.complete()
         except Exception as error:  # the user's picture goes on; the session reads `.error`
             self._fail(error)
-        if self._elements > at_a_time(key.device):
-            self._compute()
 
     def _keep(self, layer: Any, query: Tensor, key: Tensor) -> None:
         if len(query) < self._batch:  # on CUDA a wrong index would be fatal
@@ -178,6 +195,7 @@ class CrossAttentionRecorder:
         width = query.shape[2:].numel() // heads
         scale = float(getattr(layer, "scale", 0.0) or width**-0.5)
         kind = _Kind(heads, scale, query.shape, key.shape, query.dtype, query.device)
+        self._kept += 1
         self._pending.setdefault(kind, []).append((held(query), held(key)))
         self._elements += query.numel() + shown * heads * query.shape[1] * key.shape[1]
 
@@ -202,7 +220,7 @@ class CrossAttentionRecorder:
     @torch.no_grad()
     def _add(self, kind: _Kind, layers: list[tuple[Tensor, Tensor]]) -> None:
         if isinstance(self._rows, Tensor):
-            self._rows = sent(self._rows, kind.device)
+            self._rows = devices.sent(self._rows, kind.device)
         query, key = (
             (torch.stack(of_all) if len(of_all) > 1 else of_all[0][None])[:, self._rows]
             for of_all in zip(*layers, strict=True)
@@ -224,6 +242,7 @@ class CrossAttentionRecorder:
         else:
             self._sum = self._sum + maps
         self._count += count * heads
+        self._mean = None
 
     def placed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [layers, rows, tokens, C] as the layers compare them."""
@@ -236,4 +255,4 @@ def at_a_time(device: torch.device) -> int:
     A launch for each layer would cost an accelerator more than its arithmetic; a processor has
     the better of what is still in its cache.
     """
-    return 0 if device.type == "cpu" else 2**26
+    return 0 if devices.is_cpu(device) else 2**26

@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import sent
+
 # (query, key, value, scale=...), each [B, heads, tokens, d], to the result in the query's shape.
 Attend = Callable[..., Tensor]
 # Features that mark places: one for each, one for the rest, one for rows without a usable mask, and
@@ -295,8 +297,8 @@ def attend_marked(
     out = attend(
         torch.cat((query, of_queries), -1),
         torch.cat((key, of_keys), -1),
-        # As long as the others: else the quickest kernels decline.
-        F.pad(value, (0, of_keys.shape[-1])),
+        # As long as the others, else the quickest kernels decline; what comes of it is cut off.
+        torch.cat((value, of_keys), -1),
         scale=size**-0.5 if scale is None else scale,
     )
     return out[..., :size]
@@ -396,10 +398,3 @@ def batch_rows(rows: Sequence[int]) -> slice | Tensor:
     if step > 0 and list(rows) == list(range(rows[0], rows[-1] + 1, step)):
         return slice(rows[0], rows[-1] + 1, step)
     return torch.tensor(rows)
-
-
-def sent(indices: Tensor, device: torch.device) -> Tensor:
-    """On their way to the device; a copy from pageable memory would wait for the device's queue."""
-    if device.type == "cuda":
-        indices = indices.pin_memory()
-    return indices.to(device, non_blocking=True)

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import devices
+
 # Of each of N units, the layers that are fused together: residuals [B, C, H, W] of one shape.
 Units = Sequence[Sequence[Tensor]]
 
@@ -28,8 +30,6 @@ Units = Sequence[Sequence[Tensor]]
 TINY = 1e-30
 # Between these, the squares of a sample's deviations neither vanish nor overflow in float32.
 _TOTAL_RANGE = (1e-12, 1e18)
-# Where torch's mean and deviation come in one pass, and those of equal numbers are exact.
-_RUNNING_MEAN = ("cuda", "meta")
 # A CPU takes so many elements at a time, so that what is made of them stays in its cache.
 _CACHE_ELEMENTS = 1 << 18
 
@@ -141,7 +141,7 @@ def _centred(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
     Where the values are constant both are exactly zero. On a CPU `values` stay as they are.
     """
-    if values.device.type in _RUNNING_MEAN:
+    if devices.is_cuda(values.device):  # in one pass, and those of equal numbers are exact
         deviation, mean = torch.std_mean(values, dims, correction=0, keepdim=True)
         return values.sub_(mean), deviation
     # A mean of equal numbers can be off by a rounding; the distances to one of them cannot.
@@ -154,13 +154,13 @@ def _centred(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _deviation(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    if values.device.type in _RUNNING_MEAN:
+    if devices.is_cuda(values.device):
         return torch.std(values, dims, correction=0, keepdim=True)
     return _centred(values, dims)[1]
 
 
 def _norm(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    if values.device.type != "cpu":
+    if not devices.is_cpu(values.device):
         return torch.linalg.vector_norm(values, 2, dims, keepdim=True)
     if dims == (1,):
         return _dot(values, values).sqrt_()
@@ -169,7 +169,7 @@ def _norm(values: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     """Sum over channels of the products."""
-    if one.device.type != "cpu":
+    if not devices.is_cpu(one.device):
         return (one * other).sum(1, keepdim=True)
     # A few channels at a time, so that the products stay in the cache.
     size = max(1, _CACHE_ELEMENTS * one.shape[1] // one.numel())
@@ -194,7 +194,7 @@ def is_on_cpu(units: Units) -> bool:
 
     A CPU is asked whether anything is to be left out or scaled, which costs less than to do it.
     """
-    return units[0][0].device.type == "cpu"
+    return devices.is_cpu(units[0][0].device)
 
 
 def _is_ordinary(units: Sequence[Tensor], deviation: Tensor) -> bool:

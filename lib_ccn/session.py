@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from . import devices
 from .attention import UNET, AttentionForm, KeyValueStore
 from .fusion import fuse_residuals
 from .outcome import Account, Outcome
@@ -215,7 +216,7 @@ class Session:
     def _observe(self, residuals: Mapping[Unit, Sequence[Tensor]]) -> None:
         """Keep the deviation of units in front where a word needs it."""
         for unit, tensors in residuals.items():
-            self.outcome.queued |= any(tensor.device.type != "cpu" for tensor in tensors)
+            self.outcome.queued |= not all(devices.is_cpu(t.device) for t in tensors)
             if unit.role is Role.FOREGROUND and self._call is not None:
                 self.places.observe(unit, tensors, self._call)
 

@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from lib_ccn import residuals, rules
+from lib_ccn import devices
 
 G = [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
 # Decisions closer than this may fall either way: float32 statistics, float64 oracle.
@@ -24,12 +24,8 @@ def as_on(device, rule):
 
     @functools.wraps(rule)
     def computed(*args, **kwargs):
-        running_mean = ("cpu",) if device == "cuda" else ()
-        elsewhere = {"is_on_cpu": lambda _: False}
-        with (
-            mock.patch.multiple(residuals, **elsewhere, _RUNNING_MEAN=running_mean),
-            mock.patch.multiple(rules, **elsewhere),
-        ):
+        like = {"is_cpu": lambda _: False, "is_cuda": lambda _: device == "cuda"}
+        with mock.patch.multiple(devices, **like):
             return rule(*args, **kwargs)
 
     return computed

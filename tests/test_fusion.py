@@ -290,9 +290,9 @@ def test_fuse_residuals_applies_the_mode_to_every_layer(mode, count):
 def test_layers_fused_together_as_on_an_accelerator(monkeypatch, mode, fuse, room):
     for count in (2, 3):
         units, front = layers(count), sample_front(count)
-        monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", 0)
+        monkeypatch.setattr(fusion, "elements_together", lambda _: 0)
         alone = fuse_residuals(units, mode, 0.4, front=front)
-        monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", room)
+        monkeypatch.setattr(fusion, "elements_together", lambda _: room)
         for a, b in zip(fuse(units, mode, 0.4, front=front), alone, strict=True):
             torch.testing.assert_close(a, b)
 
@@ -313,7 +313,7 @@ def test_layers_fused_together_stay_within_their_room(monkeypatch, room, channel
         seen.append([layer.shape[1] for layer in units[0]])
         return rule(units, delta)
 
-    monkeypatch.setitem(fusion._GROUP_ELEMENTS, "cpu", room)
+    monkeypatch.setattr(fusion, "elements_together", lambda _: room)
     monkeypatch.setitem(fusion.RULES, "mean", spy)
     fuse_residuals(layers(2), "mean")
     assert seen == channels

@@ -8,7 +8,15 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from lib_ccn.hooks import answered, compiled_within, free_copy, in_this_thread, put_in_front
+from lib_ccn.hooks import (
+    AttentionCalls,
+    answered,
+    compiled_within,
+    free_copy,
+    in_this_thread,
+    listen,
+    put_in_front,
+)
 from lib_ccn.recorder import CrossAttentionRecorder
 
 
@@ -67,6 +75,96 @@ def test_a_hook_of_one_thread():
     assert not heard
     layer(torch.ones(1, 2))
     assert heard == [1]
+
+
+def test_hooks_that_come_and_go_together():
+    layers, heard = [torch.nn.Linear(2, 2) for _ in range(3)], []
+    other = layers[0].register_forward_hook(lambda *_: heard.append("other"))
+    takes_away = [
+        listen([(layer, lambda *_, n=n, who=who: heard.append((who, n))) for n, layer in pairs])
+        for who, pairs in (("a", list(enumerate(layers))), ("b", list(enumerate(layers[1:], 1))))
+    ]
+    for layer in layers:
+        layer(torch.ones(1, 2))
+    assert heard == ["other", ("a", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    for undo in (*takes_away, *takes_away):  # again does no harm
+        undo()
+    assert [len(layer._forward_hooks) for layer in layers] == [1, 0, 0]
+    other.remove()
+    assert not any(layer._forward_hooks for layer in layers)
+
+
+def test_a_listeners_result_is_the_modules():
+    layer = torch.nn.Linear(2, 2)
+    undo = listen([(layer, lambda _module, args, own: own + args[0])])
+    x = torch.ones(1, 2)
+    changed = layer(x)
+    undo()
+    assert torch.equal(changed, layer(x) + x)
+
+
+class TestAttentionCalls:
+    """What stands in for torch's attention function."""
+
+    qkv = tuple(torch.randn(1, 2, 4, 8) for _ in range(3))
+
+    def ask(self, **more):
+        return torch.nn.functional.scaled_dot_product_attention(*self.qkv, **more)
+
+    def test_it_answers_in_its_thread_while_it_has_an_answer(self):
+        own, function = self.ask(), torch.nn.functional.scaled_dot_product_attention
+        with AttentionCalls() as calls:
+            assert torch.equal(self.ask(), own)
+            calls.answer = lambda attend, query, key, value: attend(query, key, value) + 1
+            assert torch.equal(self.ask(), own + 1)
+            assert torch.equal(elsewhere(self.ask), own)
+            calls.answer = None
+            assert torch.equal(self.ask(), own)
+        assert torch.nn.functional.scaled_dot_product_attention is function
+
+    @pytest.mark.parametrize("named", [False, True])
+    def test_other_arguments_reach_the_function(self, named):
+        query, key, value = self.qkv
+        arguments = {"query": query, "key": key, "value": value} if named else {}
+        given = () if named else self.qkv
+        own = torch.nn.functional.scaled_dot_product_attention(*given, **arguments, scale=0.3)
+        with AttentionCalls(lambda attend, *qkv: attend(*qkv)):
+            found = torch.nn.functional.scaled_dot_product_attention(*given, **arguments, scale=0.3)
+        assert torch.equal(found, own)
+        assert not torch.equal(own, self.ask())
+
+    @pytest.mark.parametrize("more", [{"attn_mask": torch.eye(4).bool()}, {"is_causal": True}])
+    def test_a_call_with_a_mask_is_left_alone_and_counted(self, more):
+        own = self.ask(**more)
+        with AttentionCalls(lambda *_: 1 / 0) as calls:
+            assert torch.equal(self.ask(**more), own)
+        assert calls.masked == 1
+
+    def test_nothing_stays_after_an_error(self):
+        function = torch.nn.functional.scaled_dot_product_attention
+        with pytest.raises(ZeroDivisionError), AttentionCalls(lambda *_: 1 / 0):
+            self.ask()
+        assert torch.nn.functional.scaled_dot_product_attention is function
+
+    def test_two_sessions_in_two_threads(self):
+        """Each has its own answer, whichever ends first."""
+        own, inside, go_on, found = self.ask(), threading.Event(), threading.Event(), []
+
+        def other():
+            with AttentionCalls(lambda attend, *qkv: attend(*qkv) * 3):
+                inside.set()
+                go_on.wait(10)
+                found.append(self.ask())
+
+        thread = threading.Thread(target=other)
+        with AttentionCalls(lambda attend, *qkv: attend(*qkv) * 2):
+            thread.start()
+            inside.wait(10)
+            assert torch.equal(self.ask(), own * 2)
+        go_on.set()
+        thread.join()
+        assert torch.equal(found[0], own * 3)
+        assert torch.equal(self.ask(), own)
 
 
 def test_a_recorder_hears_the_thread_that_began_the_call():
