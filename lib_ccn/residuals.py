@@ -182,6 +182,11 @@ def blend(units: Sequence[Tensor] | Tensor, weights: Sequence[float] | Tensor) -
     if isinstance(units, Tensor) and isinstance(weights, Tensor):
         return (units * weights).sum(0).to(units.dtype)
     accumulated = wide(units[0].dtype)
+    if isinstance(weights, Tensor):
+        total = units[0] * weights[0]
+        for unit, weight in zip(units[1:], weights[1:], strict=True):
+            total = total.addcmul_(unit, weight)
+        return total.to(units[0].dtype)
     terms = (unit.to(accumulated) * weight for unit, weight in zip(units, weights, strict=True))
     return functools.reduce(operator.add, terms).to(units[0].dtype)
 

@@ -98,13 +98,14 @@ def _strongest(pixels: Pixels, score: Tensor, delta: float) -> Fused:
         stronger = torch.where(wins, second, first)
         fused = torch.where(both, torch.lerp(first, second, 0.5), stronger)
         return Fused(fused, lambda: _decision(wins, both)[:, 0])
-    winner = torch.stack(scores).argmax(0)
-    is_winner = [winner == i for i in range(count)]
-    members = list(is_winner)
-    for (i, j), both in agree.items():
-        members[i] = members[i] | both & is_winner[j]
-        members[j] = members[j] | both & is_winner[i]
-    chosen = torch.stack(members)
+    winner = score.unflatten(0, (count, -1)).argmax(0)
+    # Who agrees with whom, for each who may have won; with itself everybody does.
+    pairs = [
+        agree.get((min(i, j), max(i, j)), agree[0, 1]) for i in range(count) for j in range(count)
+    ]
+    with_each = torch.stack(pairs).unflatten(0, (count, count))
+    chosen = with_each.gather(0, winner.expand(1, count, *winner.shape))[0]
+    chosen.scatter_(0, winner[None], True)
     shared = chosen.sum(0)
     fused = blend(pixels.units, chosen.to(wide(pixels.units[0].dtype)) / shared)
     return Fused(fused, lambda: _decision(winner, shared > 1)[:, 0])
