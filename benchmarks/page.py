@@ -24,7 +24,10 @@ one's of the same round. Made by `python3 run.py bench --write`, on a GPU by `be
 
 
 def write(parts: Mapping[str, str]) -> None:
-    """Write the tables of these benchmarks; what was not run stays."""
+    """Write the tables of these benchmarks; what was not run stays.
+
+    Raises ValueError where the page has a part that is none of theirs: it would be lost.
+    """
     before = sections(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     titled = {name: f"## {TITLES[name]}\n\n{table}\n" for name, table in parts.items()}
     merged = before | titled
@@ -32,11 +35,12 @@ def write(parts: Mapping[str, str]) -> None:
 
 
 def sections(text: str) -> dict[str, str]:
-    """The benchmarks' parts of a written page, by name."""
+    """The benchmarks' parts of a written page, by name; ValueError for a part of another title."""
     names = {title: name for name, title in TITLES.items()}
     parts = {}
     for part in text.split("\n## ")[1:]:
         title = part.partition("\n")[0]
-        if title in names:
-            parts[names[title]] = f"## {part.rstrip()}\n"
+        if title not in names:
+            raise ValueError(f"{RESULTS.name} has a part '{title}'; known: {', '.join(names)}")
+        parts[names[title]] = f"## {part.rstrip()}\n"
     return parts

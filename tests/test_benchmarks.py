@@ -52,6 +52,15 @@ def test_what_was_not_run_stays_in_the_page(monkeypatch, tmp_path):
     assert stopped.value.code == 2
 
 
+def test_a_part_that_is_nobodys_is_not_lost(monkeypatch, tmp_path):
+    path = tmp_path / "RESULTS.md"
+    path.write_text(f"{page.HEAD}\n## Of another time\n\n| old |\n")
+    monkeypatch.setattr(page, "RESULTS", path)
+    with pytest.raises(ValueError, match=r"RESULTS.md has a part 'Of another time'; known: Fusion"):
+        page.write({page.GPU: "| new |"})
+    assert "| old |" in path.read_text()
+
+
 class Stub:
     """A benchmark that costs nothing."""
 
