@@ -160,7 +160,8 @@ class TestSD2:
     """Another width of the text's tokens, and linear projections around the attentions."""
 
     @pytest.fixture
-    def loaded(self, host):
+    def loaded(self, host, settled):
+        """The checkpoint of this family, and the host's first one before `settled` looks."""
         host.client.call("/sdapi/v1/options", {"sd_model_checkpoint": "ccn-random-sd21"})
         yield
         host.client.call("/sdapi/v1/options", {"sd_model_checkpoint": host.installation.checkpoint})
