@@ -23,7 +23,8 @@ from lib_ccn.attention import (
     inject_keys_values,
     self_attention_layers,
 )
-from lib_ccn.regions import Regions, region_attention
+from lib_ccn.regional_attention import region_attention
+from lib_ccn.regions import Regions
 
 # Tokens and channels of SD 1.5's levels at 512x512; 8 heads.
 LEVELS = {256: 1280, 1024: 640, 4096: 320}

@@ -1,10 +1,10 @@
 """KV-Injection (Cross-ControlNet, ICLR 2026, equation 9): regional self-attention in ControlNets.
 
-The equation on bare tensors is in regions.py. What a session needs of a network's attention is an
-`AttentionForm`: `UNET` here, and the joint attention of FLUX in joint_attention.py. Both work on a
-host's ControlNets through hooks, with whichever attention function the host has chosen. Modules
-may be shared: hooks act in the thread that set them, and other threads get the host's own
-attention.
+The equation on bare tensors is in regional_attention.py. What a session needs of a network's
+attention is an `AttentionForm`: `UNET` here, and the joint attention of FLUX in joint_attention.py.
+Both work on a host's ControlNets through hooks, with whichever attention function the host has
+chosen. Modules may be shared: hooks act in the thread that set them, and other threads get the
+host's own attention.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from .hooks import (
     why_unheard,
 )
 from .recorder import CrossAttentionRecorder
-from .regions import Attend, Regions, at, attend_by_region, attend_marked
+from .regional_attention import Attend, attend_by_region, attend_marked
+from .regions import Regions, at
 
 # Keys and values by the name of the self-attention, `SelfAttention.name`; [B, N, C] in a UNet.
 KeyValueStore = MutableMapping[str, tuple[Tensor, Tensor]]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .regions import Attend
+from .regional_attention import Attend
 
 COMPILED = "_orig_mod."  # what torch.compile puts in front of a module's names
 # Why hooks on an attention module are of no use.

@@ -38,7 +38,8 @@ from .hooks import (
     listen,
 )
 from .recorder import CrossAttentionRecorder
-from .regions import Attend, Regions, attend_by_region
+from .regional_attention import Attend, attend_by_region
+from .regions import Regions
 
 
 def joint_attention_layers(controlnet: nn.Module) -> list[SelfAttention]:

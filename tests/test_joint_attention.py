@@ -14,7 +14,8 @@ from lib_ccn.joint_attention import (
     joint_attention_layers,
     rotate,
 )
-from lib_ccn.regions import Regions, attend_by_region
+from lib_ccn.regional_attention import attend_by_region
+from lib_ccn.regions import Regions
 
 BATCH, HEADS, TEXT, IMAGE, WIDTH = 3, 2, 5, 12, 4
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..attention import SelfAttention
 from ..hooks import BY_COMPILATION, COMPILED, answered, compiled_within, put_in_front
 from ..joint_attention import Answer, JointAttention, JointAttentionRecorder
-from ..regions import Attend
+from ..regional_attention import Attend
 
 _BLOCK = re.compile(r"(?:double|single)_blocks\.\d+")
 _FUNCTION = "optimized_attention"  # of the module that all blocks ask

@@ -7,7 +7,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_ccn.attention import capture_keys_values, inject_keys_values, self_attention_layers
-from lib_ccn.regions import Regions, attend_marked
+from lib_ccn.regional_attention import attend_marked
+from lib_ccn.regions import Regions
 
 from .blocks import (
     Block,

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_ccn.regions import Regions, region_attention
+from lib_ccn.regional_attention import region_attention
+from lib_ccn.regions import Regions
 
 from .oracle import HEADS, equation_9, random_mask, tensors
 

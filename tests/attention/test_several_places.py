@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lib_ccn.attention import capture_keys_values, inject_keys_values, self_attention_layers
-from lib_ccn.regions import Regions, attend_by_region
+from lib_ccn.regional_attention import attend_by_region
+from lib_ccn.regions import Regions
 
 from .blocks import Block, LdmAttention, own_softmax, untouched
 
