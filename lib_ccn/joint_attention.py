@@ -228,7 +228,7 @@ class JointAttentionRecorder(CrossAttentionRecorder):
         super().pause()
         self._rotation = None
 
-    def listen(self, undo: ExitStack) -> None:
+    def set_hooks(self, undo: ExitStack) -> None:
         """Hear the blocks' normalised queries and text keys, and their rotation, until undone."""
         modules: list[Any] = self.layers
         for m in modules:

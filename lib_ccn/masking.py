@@ -284,9 +284,15 @@ class WordMaps:
     def _send_for(self) -> None:
         """The maps of a call are there, and in most samplers it is the step's only one."""
         maps = self.recorder.mean()
-        if maps is not None:
-            deviations = {id(one): one for one, _rows in self._deviation.values()}
-            self._arrival = devices.Arrival([maps, *deviations.values()])
+        if maps is None:
+            return
+        compared = any(word.is_open(self.prompts) for word, _unit in self.words)
+        deviations = {
+            id(found): found
+            for (unit, _picture), (found, _rows) in self._deviation.items()
+            if compared or unit in self.observed
+        }
+        self._arrival = devices.Arrival([maps, *deviations.values()])
 
     def _fetched(
         self, maps: Sequence[Tensor], deviations: Sequence[Tensor], tokens: int

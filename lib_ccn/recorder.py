@@ -130,7 +130,7 @@ class CrossAttentionRecorder:
         self._thread = threading.get_ident()
         if self._attached and not self._listening:
             self._listening = True
-            self.listen(self._undo)
+            self.set_hooks(self._undo)
 
     def pause(self) -> None:
         """Record nothing until the next `begin_call`; what was recorded stays."""
@@ -139,7 +139,7 @@ class CrossAttentionRecorder:
         self._listening = False
         self._grid = self._query = None
 
-    def listen(self, undo: ExitStack) -> None:
+    def set_hooks(self, undo: ExitStack) -> None:
         """Hear the layers' queries and keys until undone."""
         modules: list[Any] = self.layers
         hooks = [(layer.to_q, partial(self._on_query, layer)) for layer in modules]

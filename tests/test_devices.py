@@ -121,20 +121,23 @@ def test_maps_that_set_off_early_are_the_same(networks, stream, monkeypatch, kin
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("word", ["star", ""])
+@pytest.mark.parametrize(("word", "first"), [("star", 1), ("", 2)])
 def test_a_step_waits_for_a_copy_that_was_made_while_the_unet_ran(
-    networks, stream, monkeypatch, word
+    networks, stream, monkeypatch, word, first
 ):
     """In the first call that is read, of step 1, it is not known how many layers will be heard."""
     sent_in, inside = [], []
     monkeypatch.setattr(
-        devices, "Arrival", lambda tensors: sent_in.append(bool(inside)) or Arrival(tensors)
+        devices,
+        "Arrival",
+        lambda tensors: sent_in.append((bool(inside), len(tensors))) or Arrival(tensors),
     )
     before = networks.unet.register_forward_pre_hook(lambda *_: inside.append(1))
     after = networks.unet.register_forward_hook(lambda *_: inside.clear())
     steps_of(networks, CALLS["one call a step"], word)
     before.remove()
     after.remove()
-    assert sent_in == [False, True, True, True]
+    # An automatic word is settled with the first maps; after it the deviation is not asked for.
+    assert sent_in == [(False, first), (True, 1), (True, 1), (True, 1)]
     # What the last step sent for is not asked for.
     assert (stream.recorded, stream.waited) == (4, 3)
