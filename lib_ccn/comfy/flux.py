@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from comfy.ldm.flux import math as flux_math
 from torch import Tensor, nn
 
 from ..attention import SelfAttention
-from ..hooks import BY_COMPILATION, COMPILED, answered, compiled_within, put_in_front
-from ..joint_attention import Answer, JointAttention, JointAttentionRecorder
+from ..hooks import BY_COMPILATION, COMPILED, Answer, answered, compiled_within
+from ..joint_attention import JointAttention, JointAttentionRecorder
 from ..regional_attention import Attend
 
 _BLOCK = re.compile(r"(?:double|single)_blocks\.\d+")
@@ -71,9 +71,11 @@ class FluxRecorder(JointAttentionRecorder):
         """Why a block cannot be read; "" where it can."""
         return BY_COMPILATION if attention in compiled else ""
 
-    def hooks_on(self, layer: nn.Module) -> list[Any]:
-        """Listen to a block's attention function."""
-        return [_Entered(layer, partial(self._on_attention, layer))]
+    def set_hooks(self, undo: ExitStack) -> None:
+        """Hear the blocks' attention function until undone."""
+        for layer in self.layers:
+            answer = partial(self._on_attention, layer)
+            undo.enter_context(attention_answered(layer, answer))
 
     def _on_attention(
         self, layer: nn.Module, attend: Attend, query: Tensor, key: Tensor, value: Tensor
@@ -100,17 +102,6 @@ class _Heads(nn.Module):
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
-
-
-class _Entered:
-    """A block whose attention is answered until it is removed, as a hook is."""
-
-    def __init__(self, layer: nn.Module, answer: Answer) -> None:
-        def forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            with answered(flux_math, _FUNCTION, partial(_answer, answer)):
-                return own(*args, **kwargs)
-
-        self.remove = put_in_front(layer, "forward", forward)
 
 
 class FluxAttention(JointAttention):
