@@ -216,15 +216,14 @@ def inject_keys_values(
 
     Raises ValueError if `regions_for` gives regions of another shape.
     """
-    calls = AttentionCalls()
-    injection = _Injection(stores, regions_for, calls)
+    injection = _Injection(stores, regions_for)
     reached = [
         layer
         for layer in layers
         if layer.layer >= start_layer and stores and all(layer.name in store for store in stores)
     ]
     thread = threading.get_ident()
-    with calls, ExitStack() as undo:
+    with ExitStack() as undo:
         undo.callback(_listen(reached, injection.projected))
         for layer in reached:
             forward = partial(injection.forward, layer)
@@ -235,17 +234,15 @@ def inject_keys_values(
 class _Injection:
     """Evaluates equation 9 in the layers of a background unit, one after the other."""
 
-    def __init__(
-        self, stores: Sequence[KeyValueStore], regions_for: RegionsFor, calls: AttentionCalls
-    ) -> None:
+    def __init__(self, stores: Sequence[KeyValueStore], regions_for: RegionsFor) -> None:
         self.stores = stores
         self.regions_for = regions_for
         self.tally = InjectionTally()
         # By projection what is mixed into its output, and how: mix(own, guests).
         self.guests: dict[str, Sequence[Tensor]] = {}
         self.mix: Callable[[Tensor, Sequence[Tensor]], Tensor] = _instead
-        # Of torch's attention function.
-        self.calls = calls
+        # Called when the last guest is mixed in.
+        self.complete: Callable[[], object] = _nothing
 
     def projected(
         self, _layer: SelfAttention, name: str, _module: nn.Module, _args: Any, own: Tensor
@@ -255,7 +252,10 @@ class _Injection:
         if guests is None or any(guest.shape[-1] != own.shape[-1] for guest in guests):
             return None
         del self.guests[name]
-        return self.mix(own, [guest.to(own) for guest in guests])
+        mixed = self.mix(own, [guest.to(own) for guest in guests])
+        if not self.guests:
+            self.complete()
+        return mixed
 
     def forward(
         self, layer: SelfAttention, own: Callable[..., Any], *args: Any, **kwargs: Any
@@ -317,12 +317,12 @@ class _Injection:
         self.mix = lambda own, guests: torch.cat(
             (*(guests if marked else [regions.in_order(guests, 1)]), own), 1
         )
-        self.calls.answer, self.calls.masked = answer, 0
-        try:
+        calls = AttentionCalls(answer)
+        with ExitStack() as listening:
+            # Not before: listening makes every function of torch's a little slower.
+            self.complete = partial(listening.enter_context, calls)
             out = self._visit(forward, list(zip(*captured, strict=True)))
-        finally:
-            self.calls.answer = None
-        return out if fitting == [True] and not self.calls.masked else None
+        return out if fitting == [True] and not calls.masked else None
 
     def _by_side(
         self,
@@ -378,7 +378,11 @@ class _Injection:
             out = forward()
             return None if self.guests else out
         finally:
-            self.guests = {}
+            self.guests, self.complete = {}, _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def prefers_marks(device: torch.device) -> bool:

@@ -111,16 +111,28 @@ class TestAttentionCalls:
     def ask(self, **more):
         return torch.nn.functional.scaled_dot_product_attention(*self.qkv, **more)
 
-    def test_it_answers_in_its_thread_while_it_has_an_answer(self):
-        own, function = self.ask(), torch.nn.functional.scaled_dot_product_attention
-        with AttentionCalls() as calls:
-            assert torch.equal(self.ask(), own)
-            calls.answer = lambda attend, query, key, value: attend(query, key, value) + 1
+    def test_it_answers_in_its_thread(self):
+        own = self.ask()
+        with AttentionCalls(lambda attend, *qkv: attend(*qkv) + 1):
             assert torch.equal(self.ask(), own + 1)
             assert torch.equal(elsewhere(self.ask), own)
-            calls.answer = None
-            assert torch.equal(self.ask(), own)
-        assert torch.nn.functional.scaled_dot_product_attention is function
+        assert torch.equal(self.ask(), own)
+
+    def test_a_function_that_a_host_put_in_place_of_torchs_is_heard(self, monkeypatch):
+        own, function = self.ask(), torch.nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(
+            torch.nn.functional, "scaled_dot_product_attention", lambda *qkv: function(*qkv) * 2
+        )
+        with AttentionCalls(lambda attend, *qkv: attend(*qkv) + 1):
+            assert torch.equal(self.ask(), (own + 1) * 2)
+
+    def test_what_others_compiled_is_not_compiled_anew(self):
+        made = []
+        compiled = torch.compile(self.ask, backend=lambda graph, _: made.append(1) or graph.forward)
+        own = compiled()
+        with AttentionCalls(lambda attend, *qkv: attend(*qkv) + 1):
+            assert torch.equal(elsewhere(compiled), own)
+        assert made == [1]
 
     @pytest.mark.parametrize("named", [False, True])
     def test_other_arguments_reach_the_function(self, named):

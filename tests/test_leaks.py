@@ -22,7 +22,6 @@ class PlantedError(Exception):
 def state(pipe):
     """Everything that a generation could leave changed in the pipeline's parts."""
     seen = {"pipe": {key for key, value in pipe.__dict__.items() if inspect.isroutine(value)}}
-    seen["torch"] = torch.nn.functional.scaled_dot_product_attention
     seen["scheduler"] = {key for key, value in pipe.scheduler.__dict__.items() if callable(value)}
     for part in (pipe.unet, pipe.controlnet, pipe.vae, pipe.text_encoder):
         for name, module in part.named_modules():

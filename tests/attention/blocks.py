@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib_ccn.hooks import is_in_front
-
 
 def own_softmax(q, k, v, mask):
     """A host's own attention function: torch's is not asked."""
@@ -78,7 +76,7 @@ class Block(nn.Module):
 
 
 def untouched(module):
-    return not is_in_front(F, "scaled_dot_product_attention") and all(
+    return all(
         "forward" not in part.__dict__ and not part._forward_hooks and not part._forward_pre_hooks
         for part in module.modules()
     )

@@ -76,8 +76,6 @@ def survey(patched):
             sessions += 1
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         ours += [name for hook in getattr(torch_module, name).values() if is_ours(hook)]
-    functions = vars(torch.nn.functional).items()
-    ours += [f"torch.nn.functional.{name}" for name, value in functions if is_ours(value)]
     return {"hooks": hooks, "ours": sorted(ours), "linked": linked, "sessions": sessions}
 
 
