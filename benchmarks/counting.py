@@ -23,7 +23,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-_attention = F.scaled_dot_product_attention  # whatever stands in front of it later
 
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 _INDEXING = (
@@ -131,7 +130,7 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is _attention and _on_device(args[0]):
+        if func is F.scaled_dot_product_attention and _on_device(args[0]):
             self.counts.launches["attention"] += not self.counts.in_attention
             before, self.counts.in_attention = self.counts.in_attention, True
             try:

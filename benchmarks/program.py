@@ -8,8 +8,6 @@ accelerator: the same functions, the same order. Launches themselves are not in 
 
 from __future__ import annotations
 
-import gc
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from unittest import mock
 import torch
 
 from benchmarks.step import SHAPES, Bench
+from benchmarks.timing import interleaved, ratio_table
 from lib_ccn import devices
 
 _LATENT = 16
@@ -61,21 +60,12 @@ def program_times(
         steps[name] = networks.plain
         if settings is not None:
             steps[name], sessions[name] = networks.variant(settings)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
     with as_accelerator():
-        for done in range(-2, rounds):  # the first has no mask, and in it what is kept is made
-            gc.collect()
-            for name, step in steps.items():
-                began = time.process_time()
-                step()
-                if done >= 0:
-                    seconds[name].append(time.process_time() - began)
+        # The first has no mask, and in it what is kept is made.
+        seconds = interleaved(steps, rounds, warmup=2, clock=time.process_time)
     for name, session in sessions.items():
         session.close()
         if session.notes:
             raise RuntimeError(f"{name} did not run: {'; '.join(session.notes)}")
-    plain = next(seconds[name] for name, settings in variants.items() if settings is None)
-    return {
-        name: statistics.median([own / base for own, base in zip(of, plain, strict=True)])
-        for name, of in seconds.items()
-    }
+    plain = next(name for name, settings in variants.items() if settings is None)
+    return {name: of["ratio"] for name, of in ratio_table(seconds, plain).items()}

@@ -18,17 +18,20 @@ def _synchronise() -> None:
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 2
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Call every function once a round, in turn; return each one's seconds, warm-up left out."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + rounds):
         for name, function in functions.items():
             _synchronise()
-            start = time.perf_counter()
+            start = clock()
             result = function()
             _synchronise()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             del result
             if turn >= warmup:
                 seconds[name].append(elapsed)

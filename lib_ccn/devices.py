@@ -41,10 +41,9 @@ class Arrival:
         device = tensors[0].device
         wide = [tensor.to(device, torch.float32) for tensor in tensors]
         together = wide[0] if len(wide) == 1 else torch.cat([one.flatten() for one in wide])
-        self._there = together.to("cpu", non_blocking=can_go_on(device))
-        self._copied = (
-            torch.cuda.current_stream(device).record_event() if can_go_on(device) else None
-        )
+        goes_on = can_go_on(device)
+        self._there = together.to("cpu", non_blocking=goes_on)
+        self._copied = torch.cuda.current_stream(device).record_event() if goes_on else None
 
     def taken(self) -> list[Tensor]:
         """All of them, once they are there."""

@@ -257,12 +257,7 @@ class WordMaps:
             where a picture has none; they end with the last token that is wanted. By unit and
             picture the deviation [h, w], where it is to be compared with.
         """
-        compared = any(search.compares for search in searches)
-        known = {
-            (unit, picture): found
-            for (unit, picture), found in self._deviation.items()
-            if compared or unit in self.observed
-        }
+        known = self._deviations(any(search.compares for search in searches))
         deviations = {id(deviation): deviation for deviation, _rows in known.values()}
         last = max((p for s in searches for word in s.words for p in word.positions), default=0)
         found = self._fetched([maps for _, maps in taken], list(deviations.values()), last + 1)
@@ -284,15 +279,19 @@ class WordMaps:
     def _send_for(self) -> None:
         """The maps of a call are there, and in most samplers it is the step's only one."""
         maps = self.recorder.mean()
-        if maps is None:
+        if maps is None or self._maps:  # with other pictures' maps they are fetched together
             return
-        compared = any(word.is_open(self.prompts) for word, _unit in self.words)
-        deviations = {
-            id(found): found
-            for (unit, _picture), (found, _rows) in self._deviation.items()
+        known = self._deviations(any(word.is_open(self.prompts) for word, _unit in self.words))
+        deviations = {id(deviation): deviation for deviation, _rows in known.values()}
+        self._arrival = devices.Arrival([maps, *deviations.values()])
+
+    def _deviations(self, compared: bool) -> dict[tuple[Unit, int], tuple[Tensor, list[int]]]:
+        """What was observed: of all units where words are compared, else of those wanted anyway."""
+        return {
+            (unit, picture): found
+            for (unit, picture), found in self._deviation.items()
             if compared or unit in self.observed
         }
-        self._arrival = devices.Arrival([maps, *deviations.values()])
 
     def _fetched(
         self, maps: Sequence[Tensor], deviations: Sequence[Tensor], tokens: int

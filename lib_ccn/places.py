@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import Regions
 from .devices import sent
 from .foreground import cut_map, resize_mask, token_grid
 from .foreground_word import ForegroundWord
@@ -23,6 +22,7 @@ from .outcome import ToldPlace
 from .place import Place
 from .prompt import TokenizedPrompt, Word
 from .recorder import CrossAttentionRecorder
+from .regions import Regions
 from .rules import Front
 from .settings import Settings
 from .silhouette import silhouette

@@ -91,8 +91,9 @@ def _strongest(pixels: Pixels, score: Tensor, delta: float) -> Fused:
     if pixels.holes is not None:
         score.masked_fill_(pixels.holes, -1.0)
         pixels.lengths.masked_fill_(pixels.holes, math.inf)
-    scores, agree = score.chunk(count), _agreement(pixels, delta)
+    agree = _agreement(pixels, delta)
     if count == 2:
+        scores = score.chunk(2)
         (first, second), wins, both = pixels.units, scores[1] > scores[0], agree[0, 1]
         # No `lerp` with weights 0, 0.5 and 1: on some devices its ends are no copies.
         stronger = torch.where(wins, second, first)
