@@ -26,9 +26,10 @@ from benchmarks.shapes import FLUX_CONTROLNET, SDXL_CONTROLNET
 from benchmarks.timing import machine
 from demo.command_line import silence_libraries
 from demo.demo_model import is_flux
-from lib_ccn.attention import KeyValueStore, capture_keys_values, self_attention_layers
+from lib_ccn.attention import KeyValueStore
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.joint_attention import capture_joint_keys_values, joint_attention_layers
+from lib_ccn.unet_attention import capture_keys_values, self_attention_layers
 
 PROMPT = "a red star over a green field"
 WORD = {"mask_source": "word", "foreground_word": "star", "mask_threshold": 0.5}

@@ -18,13 +18,9 @@ from torch import Tensor, nn
 
 from benchmarks.command import main
 from benchmarks.timing import interleaved, machine, ratio_table
-from lib_ccn.attention import (
-    capture_keys_values,
-    inject_keys_values,
-    self_attention_layers,
-)
 from lib_ccn.regional_attention import region_attention
 from lib_ccn.regions import Regions
+from lib_ccn.unet_attention import capture_keys_values, inject_keys_values, self_attention_layers
 
 # Tokens and channels of SD 1.5's levels at 512x512; 8 heads.
 LEVELS = {256: 1280, 1024: 640, 4096: 320}

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lib_ccn.attention import self_attention_layers
 from lib_ccn.foreground import resize_mask, token_grid
 from lib_ccn.fusion import channel_fusion, smoothed_deviation
 from lib_ccn.hosts.diffusers import cross_controlnet
 from lib_ccn.residuals import smooth
 from lib_ccn.rules import AVERAGED
 from lib_ccn.settings import Settings
+from lib_ccn.unet_attention import self_attention_layers
 from lib_ccn.webui.pictures import Result
 from lib_ccn.winners import AVERAGED_COLOUR, COLOURS, winners
 

@@ -24,7 +24,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from . import devices
-from .attention import UNET, AttentionForm, KeyValueStore
+from .attention import AttentionForm, KeyValueStore
 from .fusion import fuse_residuals
 from .outcome import Account, Outcome
 from .place import Place
@@ -32,6 +32,7 @@ from .places import Places
 from .prompt import TokenizedPrompt
 from .rules import Front
 from .settings import Settings, SettingsError
+from .unet_attention import UNET
 from .units import Call, Role, Unit, assign_roles, partners, why_unreached
 from .winners import Winners
 

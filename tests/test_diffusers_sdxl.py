@@ -20,10 +20,10 @@ from tiny import conditions
 
 from benchmarks.random_models import random_sdxl
 from demo.demo_model import BUNDLED
-from lib_ccn.attention import self_attention_layers
 from lib_ccn.foreground import resize_mask, token_grid
 from lib_ccn.hosts.diffusers import cross_controlnet, family_of
 from lib_ccn.settings import SettingsError
+from lib_ccn.unet_attention import self_attention_layers
 
 pytestmark = pytest.mark.skipif(
     not BUNDLED.is_dir(), reason="the tokenizer comes from models/demo, which is missing"

@@ -6,11 +6,11 @@ from test_session import PARTS, SIZE, a_call, encode, prompt, recorded, residual
 from tiny import run_net
 
 from benchmarks.counting import counting
-from lib_ccn.attention import inject_keys_values
 from lib_ccn.fusion import fuse_residuals
 from lib_ccn.rules import AVERAGED, Front
 from lib_ccn.session import Session
 from lib_ccn.settings import Settings, SettingsError
+from lib_ccn.unet_attention import inject_keys_values
 from lib_ccn.units import Call, Role, Unit
 
 LEFT = torch.zeros(1, 8, 8, dtype=torch.bool)
@@ -227,7 +227,7 @@ def test_keys_and_values_of_every_place_are_injected(unet, nets, monkeypatch):
         seen.append((len(stores), regions_for(64, 2)))
         return inject_keys_values(layers, stores, regions_for, start)
 
-    monkeypatch.setattr("lib_ccn.attention.inject_keys_values", inject)
+    monkeypatch.setattr("lib_ccn.unet_attention.inject_keys_values", inject)
     units = [Unit(net, number=number) for number, net in enumerate(nets)]
     settings, texts = painted(2, 0)
     masks = {texts[2]: TOP, texts[0]: LEFT}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from demo.command_line import OutputError, prepare_folder
 from demo.demo_model import ModelError, native_size
-from lib_ccn.attention import self_attention_layers
+from lib_ccn.unet_attention import self_attention_layers
 
 from . import report
 from .authors import supports

@@ -13,15 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_ccn.attention import (
-    KeyValueStore,
-    capture_keys_values,
-    inject_keys_values,
-    self_attention_layers,
-)
+from lib_ccn.attention import KeyValueStore
 from lib_ccn.foreground import resize_mask, token_grid
 from lib_ccn.regions import Regions
 from lib_ccn.rules import AVERAGED
+from lib_ccn.unet_attention import capture_keys_values, inject_keys_values, self_attention_layers
 from lib_ccn.winners import winners
 
 from .pairs import CONFLICT, Batch

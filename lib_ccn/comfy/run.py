@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..attention import UNET, AttentionForm
+from ..attention import AttentionForm
 from ..hosts.guard import Guard, quietly, told
 from ..hosts.linked_list import fused, in_order, unit_of, without_predecessors
 from ..outcome import Account
 from ..session import Session
 from ..settings import Settings
+from ..unet_attention import UNET
 from ..units import Call, Unit
 from .flux import FLUX, is_flux
 from .plan import Plan, Record

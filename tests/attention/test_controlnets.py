@@ -9,12 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib_ccn.attention import (
-    capture_keys_values,
-    inject_keys_values,
-    self_attention_layers,
-)
 from lib_ccn.regions import Regions
+from lib_ccn.unet_attention import capture_keys_values, inject_keys_values, self_attention_layers
 
 from .blocks import Block, LdmAttention, untouched
 from .oracle import HEADS, equation_9, random_mask

@@ -6,9 +6,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib_ccn.attention import capture_keys_values, inject_keys_values, self_attention_layers
 from lib_ccn.regional_attention import attend_marked
 from lib_ccn.regions import Regions
+from lib_ccn.unet_attention import capture_keys_values, inject_keys_values, self_attention_layers
 
 from .blocks import (
     Block,
@@ -39,7 +39,7 @@ TOLERANCE = {
 @pytest.fixture(params=["for each side", "marked"])
 def form(request, monkeypatch):
     """Which form answers torch's attention function: a processor's, or an accelerator's."""
-    monkeypatch.setattr("lib_ccn.attention.prefers_marks", lambda _: request.param == "marked")
+    monkeypatch.setattr("lib_ccn.unet_attention.prefers_marks", lambda _: request.param == "marked")
     return request.param
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lib_ccn.attention import capture_keys_values, inject_keys_values, self_attention_layers
 from lib_ccn.regional_attention import attend_by_region
 from lib_ccn.regions import Regions
+from lib_ccn.unet_attention import capture_keys_values, inject_keys_values, self_attention_layers
 
 from .blocks import Block, LdmAttention, own_softmax, untouched
 
@@ -106,7 +106,7 @@ def of_ldm():
     ("make", "marked"), [(of_diffusers, False), (of_diffusers, True), (of_ldm, False)]
 )
 def test_whichever_function_a_layer_asks(make, marked, count, monkeypatch):
-    monkeypatch.setattr("lib_ccn.attention.prefers_marks", lambda _: marked)
+    monkeypatch.setattr("lib_ccn.unet_attention.prefers_marks", lambda _: marked)
     torch.manual_seed(0)
     background, *front = (Block(make()).double() for _ in range(count + 1))
     inputs = torch.randn(count + 1, BATCH, TOKENS, CHANNELS).double()

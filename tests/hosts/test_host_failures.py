@@ -16,7 +16,7 @@ PLACES = [
     ("lib_ccn.session:Session.run", 0, True),
     ("lib_ccn.session:Session.fuse", 0, True),
     ("lib_ccn.session:Session.fuse", 1, False),
-    ("lib_ccn.attention:inject_keys_values", 0, False),
+    ("lib_ccn.unet_attention:inject_keys_values", 0, False),
     ("lib_ccn.masking:WordMaps.begin_call", 0, True),
     ("lib_ccn.masking:WordMaps.next_maps", 1, False),
     ("lib_ccn.session:Session.account", 0, False),

@@ -95,7 +95,7 @@ def memory():
 class Counters:
     """How often the method's own functions were called since they were last asked for."""
 
-    WATCHED = (("session", "fuse_residuals"), ("attention", "inject_keys_values"))
+    WATCHED = (("session", "fuse_residuals"), ("unet_attention", "inject_keys_values"))
 
     def __init__(self):
         self.counts = dict.fromkeys((name for _, name in self.WATCHED), 0)
